@@ -1,0 +1,22 @@
+"""Group masking for PyTorch: hide connected groups of patches and fill them with zeros, noise or other images."""
+
+from .fills import Alien, Fill, Noise, Shuffle, Zeros
+from .grid import keep_indices, masked_indices, patch_to_pixel
+from .plan import MaskPlan
+from .transform import GroupMask, Masked
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Alien",
+    "Fill",
+    "GroupMask",
+    "MaskPlan",
+    "Masked",
+    "Noise",
+    "Shuffle",
+    "Zeros",
+    "keep_indices",
+    "masked_indices",
+    "patch_to_pixel",
+]

@@ -1,0 +1,220 @@
+"""What replaces hidden patches: zeros, noise, alien patches, shuffled patches; and the weighted choice between them.
+
+A fill gives a value for every pixel; :class:`~gmml_aug.GroupMask` keeps those of the hidden ones.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from . import rng
+from .grid import patch_to_pixel
+from .plan import MaskPlan
+
+
+@runtime_checkable
+class Fill(Protocol):
+    """What :class:`~gmml_aug.GroupMask` asks of a fill."""
+
+    def check(self, images: Tensor, grid: tuple[int, int], donors: Tensor | None) -> None:
+        """Raise a ValueError or TypeError if these images cannot be filled this way."""
+
+    def values(self, images: Tensor, plan: MaskPlan, donors: Tensor) -> Tensor:
+        """Return a value for every pixel.
+
+        Args:
+            images: ``(B, C, H, W)`` or ``(B, T, C, H, W)``, floating or uint8; not to be written to.
+            plan: what was drawn for them; ``plan.donor`` counts in ``donors``.
+            donors: ``(N, C, H, W)`` or ``(N, T, C, H, W)``: the images themselves or a pool.
+
+        Returns:
+            A tensor of the images' dtype and device that broadcasts to their shape.
+        """
+
+
+def _expand(per_image: Tensor, images: Tensor) -> Tensor:
+    """Insert the dimensions between B and what is given of it, so that it broadcasts to the images."""
+    missing = images.ndim - per_image.ndim
+    return per_image[(slice(None), *(None,) * missing)]
+
+
+@dataclass(frozen=True)
+class Zeros:
+    """A constant: 0, which is the mean of normalised images, unless ``value`` says another.
+
+    Args:
+        value: a number, or one per channel.
+
+    Raises:
+        TypeError: ``value`` is neither a number nor a sequence of them.
+    """
+
+    value: float | Sequence[float] = 0.0
+
+    def __post_init__(self) -> None:
+        value = self.value
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            object.__setattr__(self, "value", tuple(value))
+        for number in self._channels():
+            if isinstance(number, bool) or not isinstance(number, numbers.Real):
+                raise TypeError(f"Zeros takes a number or one per channel; got value={value!r}")
+
+    def _channels(self) -> tuple[float, ...]:
+        return self.value if isinstance(self.value, tuple) else (self.value,)
+
+    def check(self, images: Tensor, grid: tuple[int, int], donors: Tensor | None) -> None:
+        channels = self._channels()
+        if isinstance(self.value, tuple) and len(channels) != images.shape[-3]:
+            raise ValueError(
+                f"Zeros has {len(channels)} values, one per channel, but the images have {images.shape[-3]} channels"
+            )
+        if images.dtype == torch.uint8 and not all(0 <= v <= 255 and v == int(v) for v in channels):
+            raise ValueError(f"uint8 images hold whole numbers from 0 to 255, but Zeros has value={self.value!r}")
+
+    def values(self, images: Tensor, plan: MaskPlan, donors: Tensor) -> Tensor:
+        # Each number reaches the device as a kernel's argument: a tensor made from a list would wait for a copy.
+        channels = [images.new_full((1, 1, 1), number) for number in self._channels()]
+        return torch.cat(channels) if len(channels) > 1 else channels[0]
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Normal noise for floating images; for uint8 ones, uniform noise over 0..255.
+
+    The values depend on the sample's key and the pixel's place in the image alone, and are drawn at 16 bits:
+    65,536 levels, none further than 4.33 standard deviations from the mean.
+
+    Args:
+        mean: of the normal distribution, in the images' unit.
+        std: its standard deviation, positive.
+
+    Raises:
+        TypeError, ValueError: ``mean`` or ``std`` is not a finite number, or ``std`` is not positive.
+    """
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, number in (("mean", self.mean), ("std", self.std)):
+            if isinstance(number, bool) or not isinstance(number, numbers.Real):
+                raise TypeError(f"Noise takes numbers; got {name}={number!r}")
+            if not math.isfinite(number):
+                raise ValueError(f"Noise takes finite numbers; got {name}={number!r}")
+        if self.std <= 0:
+            raise ValueError(f"Noise takes a positive std; got {self.std!r}; for a constant use Zeros(value=...)")
+
+    def check(self, images: Tensor, grid: tuple[int, int], donors: Tensor | None) -> None:
+        if images.dtype == torch.uint8 and (self.mean, self.std) != (0, 1):
+            raise ValueError(
+                f"uint8 images are filled with uniform noise over 0..255, which {self} does not describe; "
+                "use Noise() for it, or convert the images to floating point first"
+            )
+
+    def values(self, images: Tensor, plan: MaskPlan, donors: Tensor) -> Tensor:
+        count = images[0].numel() if len(images) else 0
+        if images.dtype == torch.uint8:
+            bytes_: Tensor = torch.ops.gmml_aug.uint8(plan.key, count)
+            return bytes_.view(images.shape)
+        noise: Tensor = torch.ops.gmml_aug.normal(plan.key, count).view(images.shape)
+        if (self.mean, self.std) != (0, 1):
+            noise = noise * self.std + self.mean
+        return noise.to(images.dtype)
+
+
+@dataclass(frozen=True)
+class Alien:
+    """The pixels at the same place in one other image (arXiv 2205.14986, section 3.1)."""
+
+    def check(self, images: Tensor, grid: tuple[int, int], donors: Tensor | None) -> None:
+        if len(images) == 1 and donors is None:
+            raise ValueError(
+                "alien patches come from another image, and this is a batch of one; give a larger batch, pass "
+                "donors= of shape (N, ...), or use another fill"
+            )
+
+    def values(self, images: Tensor, plan: MaskPlan, donors: Tensor) -> Tensor:
+        return donors.index_select(0, plan.donor)
+
+
+@dataclass(frozen=True)
+class Shuffle:
+    """Patches from elsewhere in the same image: each hidden patch becomes a visible one, drawn at random.
+
+    What is hidden is never a source, so it does not come back in another place; only an image that is hidden whole
+    takes its patches from one another.
+    """
+
+    def check(self, images: Tensor, grid: tuple[int, int], donors: Tensor | None) -> None:
+        if grid == (1, 1):
+            raise ValueError(
+                "shuffle needs another patch in the image, and this grid has only one; use a smaller patch_size"
+            )
+
+    def values(self, images: Tensor, plan: MaskPlan, donors: Tensor) -> Tensor:
+        mask = plan.mask.flatten(1)
+        patches = mask.shape[1]
+        draw, _ = rng.halves(torch.ops.gmml_aug.words(plan.key, rng.SHUFFLE_SLOT, patches))
+        visible_first = mask.to(torch.uint8).argsort(dim=1, stable=True)
+        visible = patches - mask.sum(1, keepdim=True)
+        place = torch.arange(patches, device=mask.device)
+        anywhere_else = (place + 1 + rng.below(draw, patches - 1)) % patches
+        source = torch.where(visible > 0, visible_first.gather(1, rng.below(draw, visible)), anywhere_else)
+
+        height, width = images.shape[-2:]
+        rows, columns = plan.mask.shape[1:]
+        patch = (height // rows, width // columns)
+        # A pixel moves by as many rows and columns of patches as its patch does.
+        down = (source // columns - place // columns) * patch[0]
+        across = (source % columns - place % columns) * patch[1]
+        jump = patch_to_pixel((down * width + across).view(-1, rows, columns), patch).flatten(1)
+        pixel = torch.arange(height * width, device=mask.device) + jump
+        flat = images.flatten(-2)
+        return flat.gather(-1, _expand(pixel, flat).expand(flat.shape)).view(images.shape)
+
+
+_BY_NAME: dict[str, Fill] = {"zeros": Zeros(), "noise": Noise(), "alien": Alien(), "shuffle": Shuffle()}
+
+
+def _resolve(fill: object) -> Fill:
+    if isinstance(fill, str):
+        if fill not in _BY_NAME:
+            raise ValueError(f"unknown fill {fill!r}; the known ones are {', '.join(map(repr, _BY_NAME))}")
+        return _BY_NAME[fill]
+    if isinstance(fill, type) or not isinstance(fill, Fill):
+        raise TypeError(
+            f"a fill is one of {', '.join(map(repr, _BY_NAME))}, an instance such as Noise(), "
+            f"or a mapping of these to weights; got {fill!r}"
+        )
+    return fill
+
+
+def weighted(fill: object) -> tuple[tuple[Fill, ...], tuple[float, ...]]:
+    """Return the fills and their weights.
+
+    Args:
+        fill: a name, an instance, or a mapping of these to positive weights.
+
+    Raises:
+        TypeError: something is neither a fill nor a mapping, or a weight is not a number.
+        ValueError: an unknown name (the known ones are listed), an empty mapping, a weight that is not positive.
+    """
+    if not isinstance(fill, Mapping):
+        return (_resolve(fill),), (1.0,)
+    if not fill:
+        raise ValueError("the mapping of fills to weights is empty; give at least one")
+    for kind, weight in fill.items():
+        if isinstance(weight, bool) or not isinstance(weight, numbers.Real):
+            raise TypeError(f"a fill's weight is a number; got {weight!r} for {kind!r}")
+        if not 0 < float(weight) < math.inf:
+            raise ValueError(
+                f"a fill's weight is positive and finite; got {weight!r} for {kind!r}; leave out what is not wanted"
+            )
+    return tuple(map(_resolve, fill)), tuple(map(float, fill.values()))

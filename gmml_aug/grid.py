@@ -1,0 +1,103 @@
+"""The patch grid: its size, and the ways between patches, pixels and token indices."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def grid_size(height: int, width: int, patch_size: tuple[int, int]) -> tuple[int, int]:
+    """Return how many patches fit (down, across) in an image of ``height`` x ``width`` pixels.
+
+    Raises:
+        ValueError: a side is not a positive multiple of the patch.
+    """
+    for name, side, patch in (("height", height, patch_size[0]), ("width", width, patch_size[1])):
+        if side == 0 or side % patch:
+            lower, upper = side // patch * patch, -(-max(side, 1) // patch) * patch
+            nearest = f"{lower} or {upper}" if lower else f"{upper}"
+            raise ValueError(
+                f"the image's {name} is {side} pixels, which is not a multiple of the patch's {patch}; "
+                f"resize, crop or pad it to {nearest}, or choose another patch_size"
+            )
+    return height // patch_size[0], width // patch_size[1]
+
+
+def as_patch_size(patch_size: int | tuple[int, int]) -> tuple[int, int]:
+    """Return ``patch_size`` as (height, width) in pixels.
+
+    Raises:
+        TypeError: it is neither an int nor a pair of ints.
+        ValueError: a side is below 1.
+    """
+    pair = tuple(patch_size) if isinstance(patch_size, (tuple, list)) else (patch_size, patch_size)
+    if len(pair) != 2 or any(isinstance(side, bool) or not isinstance(side, int) for side in pair):
+        raise TypeError(f"patch_size is an int or a pair (height, width) of ints, in pixels; got {patch_size!r}")
+    if min(pair) < 1:
+        raise ValueError(f"patch_size is at least 1 pixel a side; got {patch_size!r}")
+    return pair[0], pair[1]
+
+
+def patch_to_pixel(mask: Tensor, patch_size: int | tuple[int, int]) -> Tensor:
+    """Spread a patch mask over its pixels.
+
+    Args:
+        mask: ``(B, gh, gw)``, or ``(gh, gw)`` for one image; any dtype.
+        patch_size: int or (height, width) in pixels.
+
+    Returns:
+        ``(B, 1, gh * height, gw * width)``, or ``(1, ...)`` for one image: broadcasts over the channels.
+
+    Raises:
+        TypeError, ValueError: ``patch_size`` is not a positive int or a pair of them, or the mask has other dimensions.
+    """
+    height, width = as_patch_size(patch_size)
+    if mask.ndim not in (2, 3):
+        raise ValueError(f"a patch mask is (B, gh, gw) or (gh, gw); got {tuple(mask.shape)}")
+    rows, columns = mask.shape[-2:]
+    spread = mask[..., None, :, None, :, None].expand(*mask.shape[:-2], 1, rows, height, columns, width)
+    return spread.reshape(*mask.shape[:-2], 1, rows * height, columns * width)
+
+
+def masked_indices(mask: Tensor) -> Tensor:
+    """Return the token indices of the hidden patches, row-major and ascending, as timm and Hugging Face count them.
+
+    Args:
+        mask: ``(B, gh, gw)`` bool, True = hidden, with the same number of hidden patches in every image.
+
+    Returns:
+        ``(B, n)`` int64 on the mask's device. The size of the result depends on the mask's content, so on an
+        accelerator this waits for it.
+
+    Raises:
+        TypeError: the mask is not bool.
+        ValueError: the mask has other dimensions, or the images differ in their count.
+    """
+    if mask.dtype != torch.bool:
+        raise TypeError(f"a patch mask is bool, True = hidden; got {mask.dtype}")
+    if mask.ndim != 3:
+        raise ValueError(
+            f"a patch mask is (B, gh, gw); got {tuple(mask.shape)}; add a batch to one image by mask[None]"
+        )
+    counts = mask.flatten(1).sum(1)
+    if len(counts) and bool((counts != counts[0]).any()):
+        raise ValueError(
+            f"indices form a (B, n) tensor only where every image has the same count; this mask's images have "
+            f"{int(counts.min())} to {int(counts.max())}. Give GroupMask one ratio, not a range, and p=1"
+        )
+    return mask.flatten(1).nonzero()[:, 1].reshape(len(mask), -1 if mask.numel() else 0)
+
+
+def keep_indices(mask: Tensor) -> Tensor:
+    """Return the token indices of the visible patches: :func:`masked_indices` of the mask's opposite.
+
+    Args:
+        mask: ``(B, gh, gw)`` bool, True = hidden, with the same number of hidden patches in every image.
+
+    Returns:
+        ``(B, n)`` int64, row-major and ascending.
+
+    Raises:
+        TypeError, ValueError: as :func:`masked_indices`.
+    """
+    return masked_indices(mask.logical_not() if mask.dtype == torch.bool else mask)

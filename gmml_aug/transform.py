@@ -1,0 +1,350 @@
+"""GroupMask: checks its input, samples a plan, applies it."""
+
+from __future__ import annotations
+
+import numbers
+import operator
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, overload
+
+import torch
+from torch import Tensor, nn
+
+from .fills import Fill, weighted
+from .grid import as_patch_size, grid_size, patch_to_pixel
+from .groups import group_range
+from .plan import MaskPlan, process_rank
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8)
+_MOST_PATCHES = 2**22  # what the order of the patches has bits for
+
+
+class Masked(NamedTuple):
+    """What :class:`GroupMask` returns.
+
+    Attributes:
+        images: the corrupted images, with the shape, dtype, device, memory format and class of the input.
+        mask: ``(B, gh, gw)`` bool, True = hidden; ``(gh, gw)`` for one image.
+    """
+
+    images: Tensor
+    mask: Tensor
+
+
+class GroupMask(nn.Module):
+    """Hide connected groups of patches and fill them with zeros, noise or patches of other images.
+
+    Group Masked Model Learning: Atito, Awais and Kittler, arXiv 2205.14986, section 3.1. Everything is drawn for the
+    whole batch at once, on the device of the images and without waiting for it.
+
+    Args:
+        patch_size: int or (height, width) in pixels. 1 is allowed: groups of pixels.
+        ratio: share of the patches that is hidden, in [0, 1]: a number, or (low, high) drawn uniformly per image. An
+            image hides exactly ``round(ratio * patches)`` of them.
+        fill: ``"zeros"``, ``"noise"``, ``"alien"``, ``"shuffle"``, an instance (``Zeros(0.5)``, ``Noise(0, 1)``,
+            ``Alien()``, ``Shuffle()``), or a mapping of these to weights, of which one is drawn per image.
+        group_size: (low, high), inclusive, of a group's side in patches; height and width are drawn independently.
+            ``None`` is the paper's, 1 up to 30 % of the grid's side. ``(1, 1)`` hides single patches at random.
+        placement: ``"uniform"``: groups may hang over the border, so every patch is hidden equally often.
+            ``"inside"``: groups lie wholly inside, so the border is hidden less often.
+        p: probability that an image is corrupted at all; the mask of one that is not is all False.
+        seed: ``None``: the numbers follow torch's global generator, that of the images' device. An int: a stream of
+            its own. The sample's number is then its ``index`` or, where none is given, a counter that is a buffer in
+            ``state_dict()``; a DataLoader's workers and a job's ranks each have another stream. A worker that is
+            started anew in every epoch counts from the same number again: pass ``index=epoch * len(data) + i`` or use
+            ``persistent_workers=True``.
+        inplace: write into the input.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong type or out of range.
+
+    Example:
+        >>> corrupt = GroupMask(patch_size=16, ratio=(0.4, 0.7), fill={"noise": 1, "alien": 1})
+        >>> images, mask = corrupt(torch.randn(8, 3, 224, 224))
+        >>> images.shape, mask.shape
+        (torch.Size([8, 3, 224, 224]), torch.Size([8, 14, 14]))
+    """
+
+    counter: Tensor
+
+    def __init__(
+        self,
+        patch_size: int | tuple[int, int] = 16,
+        ratio: float | tuple[float, float] = (0.4, 0.7),
+        fill: str | Fill | Mapping[Any, float] = "noise",
+        *,
+        group_size: tuple[int, int] | None = None,
+        placement: Literal["uniform", "inside"] = "uniform",
+        p: float = 1.0,
+        seed: int | None = None,
+        inplace: bool = False,
+    ) -> None:
+        super().__init__()
+        self.patch_size = as_patch_size(patch_size)
+        self.ratio = _as_ratio(ratio)
+        self.fills, self.weights = weighted(fill)
+        self.group_size = _as_group_size(group_size)
+        if placement not in ("uniform", "inside"):
+            raise ValueError(f"placement is 'uniform' or 'inside'; got {placement!r}")
+        self.placement = placement
+        self.p = _as_share("p", p)
+        self.seed = _as_seed(seed)
+        self.inplace = inplace
+        self._home_rank: int | None = None
+        # With no seed nothing hangs on the counter, so it stays out of checkpoints.
+        self.register_buffer("counter", torch.zeros((), dtype=torch.int64), persistent=seed is not None)
+
+    def forward(self, images: Tensor, *, index: Tensor | int | None = None, donors: Tensor | None = None) -> Masked:
+        """Corrupt a batch: :meth:`sample`, then :meth:`apply`.
+
+        Args:
+            images: ``(B, C, H, W)``; one image ``(C, H, W)``; or clips ``(B, T, C, H, W)``, each with one mask for all
+                its frames. fp16, bf16, fp32, fp64 or uint8, on any device. A ``tv_tensors.Video`` of four dimensions
+                is one clip.
+            index: ``(B,)`` int64 (an int for one image), the samples' numbers, such as a data set's indices. With
+                them, masks and fills do not depend on how the samples are batched.
+            donors: ``(N, C, H, W)`` or ``(N, T, C, H, W)``, of the images' dtype and device: where alien patches come
+                from instead of the batch. Only :class:`Alien` takes from it.
+
+        Returns:
+            :class:`Masked`, the images and their patch mask.
+
+        Raises:
+            TypeError, ValueError: something has the wrong type, shape or size; before anything is drawn or written.
+        """
+        batch, single = _as_batch(images)
+        self._check_fills(batch, self._grid(batch), donors)
+        return self._write(images, self._draw(batch, single, index), donors)
+
+    def sample(self, images_or_shape: Tensor | Sequence[int], *, index: Tensor | int | None = None) -> MaskPlan:
+        """Draw what is to be hidden and with what, without touching a pixel.
+
+        Args:
+            images_or_shape: the images, or their shape (the plan is then on the CPU; see :meth:`MaskPlan.to`).
+            index: as in :meth:`forward`.
+
+        Returns:
+            :class:`MaskPlan`, on the images' device.
+
+        Raises:
+            TypeError, ValueError: as :meth:`forward`.
+        """
+        if isinstance(images_or_shape, Sequence) and all(isinstance(side, int) for side in images_or_shape):
+            images_or_shape = torch.empty((), device="cpu").expand(*images_or_shape)
+        batch, single = _as_batch(images_or_shape)
+        return self._draw(batch, single, index)
+
+    @overload
+    def apply(self, images: Tensor, plan: MaskPlan, *, donors: Tensor | None = None) -> Masked: ...
+    @overload
+    def apply(self, images: Callable[[nn.Module], None]) -> GroupMask: ...
+    def apply(self, images: Any, plan: MaskPlan | None = None, *, donors: Tensor | None = None) -> Masked | GroupMask:
+        """Write what a plan says.
+
+        With a function alone this is :meth:`torch.nn.Module.apply`, which a model that holds a GroupMask relies on.
+
+        Args:
+            images: as in :meth:`forward`, of the size that the plan was drawn for.
+            plan: from :meth:`sample`, on the images' device.
+            donors: as in :meth:`forward`.
+
+        Returns:
+            :class:`Masked`, the images and the plan's mask.
+
+        Raises:
+            TypeError, ValueError: as :meth:`forward`, or the plan is of another size or on another device.
+        """
+        if plan is None and callable(images) and not isinstance(images, Tensor):
+            return super().apply(images)
+        if not isinstance(plan, MaskPlan):
+            raise TypeError(f"apply takes images and a MaskPlan, as sample(images) draws it; got {type(plan).__name__}")
+        batch, single = _as_batch(images)
+        grid = self._grid(batch)
+        expected = grid if single else (len(batch), *grid)
+        if plan.mask.shape != expected:
+            raise ValueError(
+                f"the plan is for a mask of {tuple(plan.mask.shape)}, but images of {tuple(batch.shape)} with patches "
+                f"of {self.patch_size} need {expected}; draw it by sample() with these images or their shape"
+            )
+        if plan.mask.device != batch.device:
+            raise ValueError(
+                f"the plan is on {plan.mask.device} and the images on {batch.device}; "
+                f"move it by plan.to({str(batch.device)!r})"
+            )
+        self._check_fills(batch, grid, donors)
+        return self._write(images, plan, donors)
+
+    def extra_repr(self) -> str:
+        names = ", ".join(f"{fill}: {weight:g}" for fill, weight in zip(self.fills, self.weights, strict=True))
+        return (
+            f"patch_size={self.patch_size}, ratio={self.ratio}, fill={{{names}}}, group_size={self.group_size}, "
+            f"placement={self.placement!r}, p={self.p:g}, seed={self.seed}, inplace={self.inplace}"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What is pickled here may be unpickled in a DataLoader worker, which cannot ask for its rank.
+        return {**self.__dict__, "_home_rank": process_rank(self._home_rank)}
+
+    def _grid(self, batch: Tensor) -> tuple[int, int]:
+        grid = grid_size(batch.shape[-2], batch.shape[-1], self.patch_size)
+        if grid[0] * grid[1] > _MOST_PATCHES:
+            raise ValueError(
+                f"a grid of {grid[0]} x {grid[1]} patches has more than {_MOST_PATCHES}; use a larger patch_size"
+            )
+        return grid
+
+    def _check_fills(self, batch: Tensor, grid: tuple[int, int], donors: Tensor | None) -> None:
+        if donors is not None:
+            _check_donors(donors, batch)
+        for fill in self.fills:
+            fill.check(batch, grid, donors)
+
+    def _draw(self, batch: Tensor, single: bool, index: Tensor | int | None) -> MaskPlan:
+        rows, columns = self._grid(batch)
+        plan = MaskPlan(
+            *torch.ops.gmml_aug.draw(
+                self.counter,
+                _as_index(index, len(batch), single),
+                self.seed,
+                self._home_rank,
+                len(batch),
+                (rows, columns),
+                batch.device,
+                self.ratio,
+                (*group_range(rows, self.group_size), *group_range(columns, self.group_size)),
+                self.placement == "inside",
+                self.p,
+                self.weights,
+            )
+        )
+        return MaskPlan(*(field[0] for field in plan)) if single else plan
+
+    def _write(self, images: Tensor, plan: MaskPlan, donors: Tensor | None) -> Masked:
+        mask = plan.mask
+        batch, single = _as_batch(images)
+        if single:
+            plan = MaskPlan(*(field[None] for field in plan))
+        if donors is None:
+            pool = batch
+        else:
+            pool = _plain(donors)
+            plan = plan._replace(donor=plan.pool_donor(len(pool)))
+        hidden = patch_to_pixel(plan.mask, self.patch_size)
+        out = batch
+        for i, fill in enumerate(self.fills):
+            here = hidden if len(self.fills) == 1 else hidden & (plan.fill == i)[:, None, None, None]
+            here = here.view(len(batch), *(1,) * (batch.ndim - 3), *batch.shape[-2:])
+            # where() takes one or the other, so that nothing hidden, not even NaN, reaches the result or a gradient.
+            # The images come first: the result has their memory format.
+            out = torch.where(~here, out, fill.values(batch, plan, pool))
+        if self.inplace:
+            batch.copy_(out)
+            return Masked(images, mask)
+        if single:
+            out = out[0]
+        return Masked(out if type(images) in (Tensor, nn.Parameter) else out.as_subclass(type(images)), mask)
+
+
+def _plain(images: Tensor) -> Tensor:
+    return images if type(images) is Tensor else images.as_subclass(Tensor)
+
+
+def _as_batch(images: object) -> tuple[Tensor, bool]:
+    """Return a view of the images with a batch dimension, and whether it was added; refuse what is no image."""
+    if not isinstance(images, Tensor):
+        kind = f"{type(images).__module__}.{type(images).__qualname__}"
+        hint = "give a torch.Tensor"
+        if kind.startswith("PIL."):
+            hint = "convert it first, by torchvision.transforms.v2.functional.pil_to_tensor(image) or v2.ToImage()"
+        elif kind.startswith("numpy."):
+            hint = "convert it first, by torch.from_numpy(array), with the channels in front of height and width"
+        raise TypeError(f"GroupMask takes tensors of images; got {kind}; {hint}")
+    if images.dtype not in _DTYPES:
+        raise TypeError(
+            f"images are {', '.join(str(d).removeprefix('torch.') for d in _DTYPES)}; got {images.dtype}; "
+            "convert them, for instance by torchvision.transforms.v2.functional.to_dtype(images, torch.float32)"
+        )
+    if images.ndim not in (3, 4, 5):
+        raise ValueError(
+            f"images are (B, C, H, W), one image (C, H, W) or clips (B, T, C, H, W); got {tuple(images.shape)}"
+        )
+    tv_tensors = sys.modules.get("torchvision.tv_tensors")
+    clip = images.ndim == 4 and tv_tensors is not None and isinstance(images, tv_tensors.Video)
+    single = images.ndim == 3 or clip
+    batch = _plain(images)
+    return (batch[None] if single else batch), single
+
+
+def _as_index(index: Tensor | int | None, batch: int, single: bool) -> Tensor | None:
+    if index is None:
+        return None
+    if isinstance(index, int) and not isinstance(index, bool):
+        index = torch.tensor(index, device="cpu")
+    if not isinstance(index, Tensor) or index.dtype != torch.int64:
+        got = index.dtype if isinstance(index, Tensor) else type(index).__name__
+        raise TypeError(f"index is an int64 tensor of the samples' numbers, or an int for one image; got {got}")
+    if index.shape != (batch,) and not (single and index.ndim == 0):
+        raise ValueError(f"index has one number for each sample, shape ({batch},); got {tuple(index.shape)}")
+    return index.reshape(-1)
+
+
+def _check_donors(donors: object, batch: Tensor) -> None:
+    wanted = f"(N, {', '.join(map(str, batch.shape[1:]))})"
+    if not isinstance(donors, Tensor):
+        raise TypeError(f"donors is a tensor of images {wanted}; got {type(donors).__name__}")
+    if donors.ndim != batch.ndim or donors.shape[1:] != batch.shape[1:] or len(donors) == 0:
+        raise ValueError(
+            f"donors have the images' shape, {wanted} with N at least 1; got {tuple(donors.shape)}; crop or resize them"
+        )
+    if donors.dtype != batch.dtype or donors.device != batch.device:
+        raise ValueError(
+            f"donors have the images' dtype and device, {batch.dtype} on {batch.device}; got {donors.dtype} on "
+            f"{donors.device}; convert them by donors.to(images)"
+        )
+
+
+def _as_share(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} is a number in [0, 1]; got {value!r}")
+    if not 0 <= float(value) <= 1:
+        raise ValueError(f"{name} is in [0, 1]; got {value!r}")
+    return float(value)
+
+
+def _as_ratio(ratio: object) -> tuple[float, float]:
+    if not isinstance(ratio, (tuple, list)):
+        return (_as_share("ratio", ratio),) * 2
+    if len(ratio) != 2:
+        raise ValueError(f"ratio is a number or a pair (low, high); got {ratio!r}")
+    low, high = _as_share("ratio", ratio[0]), _as_share("ratio", ratio[1])
+    if low > high:
+        raise ValueError(f"ratio is (low, high), but {ratio!r} is reversed; write {(high, low)}")
+    return low, high
+
+
+def _as_group_size(group_size: object) -> tuple[int, int] | None:
+    if group_size is None:
+        return None
+    if (
+        not isinstance(group_size, (tuple, list))
+        or len(group_size) != 2
+        or any(isinstance(side, bool) or not isinstance(side, int) for side in group_size)
+    ):
+        raise TypeError(f"group_size is None or a pair (low, high) of ints, in patches; got {group_size!r}")
+    low, high = group_size
+    if not 1 <= low <= high:
+        raise ValueError(f"group_size is (low, high) with 1 <= low <= high, in patches; got {group_size!r}")
+    return low, high
+
+
+def _as_seed(seed: object) -> int | None:
+    if seed is None:
+        return None
+    try:
+        number = operator.index(seed)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"seed is None or an int; got {seed!r}") from None
+    if not -(2**63) <= number < 2**64:
+        raise ValueError(f"seed has 64 bits, from -2**63 to 2**64 - 1; got {number}")
+    return (number + 2**63) % 2**64 - 2**63
