@@ -119,7 +119,7 @@ class Noise:
             )
 
     def values(self, images: Tensor, plan: MaskPlan, donors: Tensor) -> Tensor:
-        count = images[0].numel() if len(images) else 0
+        count = math.prod(images.shape[1:])
         if images.dtype == torch.uint8:
             bytes_: Tensor = torch.ops.gmml_aug.uint8(plan.key, count)
             return bytes_.view(images.shape)

@@ -52,8 +52,8 @@ def root(seed: int, stream: int) -> int:
 
     Stream 0 is the one that ``index`` names; every DataLoader worker and every rank has another.
     """
-    first = _mix(torch.tensor(_signed(seed), device="cpu"))
-    return int(_mix(first + _signed(stream) * _GAMMA) if stream else first)
+    first = _mix(torch.tensor(_signed(seed + _GAMMA), device="cpu"))  # _mix(0) is 0: seed 0 must not stay there
+    return int(_mix(first + _signed(stream * _GAMMA)) if stream else first)
 
 
 def keys(root: int | Tensor, samples: Tensor) -> Tensor:
@@ -74,16 +74,16 @@ def halves(word: Tensor) -> tuple[Tensor, Tensor]:
 
 def below(u32: Tensor, bound: int | Tensor) -> Tensor:
     """Map 32-bit numbers to 0..bound-1 with a multiply and a shift: no float, so no device rounds it differently."""
-    product: Tensor = u32 * bound
-    return product >> 32
+    scaled: Tensor = (u32 * bound) >> 32
+    return scaled
 
 
 @lru_cache(maxsize=16)
 def _quantiles(device: torch.device) -> Tensor:
     """Return the normal distribution's quantiles at (i + 1/2) / 65536, scaled to a variance of exactly 1."""
     table = torch.special.ndtri((torch.arange(65536, dtype=torch.float64, device="cpu") + 0.5) / 65536)
-    table /= table.square().mean().sqrt()
-    return table.to(device, torch.float32, non_blocking=True)
+    scaled = torch.div(table, table.square().mean().sqrt())
+    return scaled.to(device, torch.float32, non_blocking=True)
 
 
 def normal(key: Tensor, count: int) -> Tensor:
@@ -94,8 +94,7 @@ def normal(key: Tensor, count: int) -> Tensor:
     logarithms and cosines do.
     """
     sixteen = words(key, NOISE_SLOT, -(-count // 4)).view(torch.int16)[:, :count]
-    table: Tensor = _quantiles(key.device)
-    return table[sixteen.to(torch.int32) & 0xFFFF]
+    return _quantiles(key.device)[sixteen.to(torch.int32).bitwise_and(0xFFFF)]
 
 
 def uint8(key: Tensor, count: int) -> Tensor:
