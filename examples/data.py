@@ -89,9 +89,7 @@ def folder(path: Path, image_size: int) -> Data:
         test_set = test_images
     else:
         images = ImageFolder(path, augmented)
-        train, test = train_test_split(
-            range(len(images)), test_size=0.2, stratify=images.targets, random_state=0
-        )
+        train, test = train_test_split(range(len(images)), test_size=0.2, stratify=images.targets, random_state=0)
         train_set, train_labels = Subset(images, train), [images.targets[i] for i in train]
         test_set = Subset(ImageFolder(path, plain), test)
     return Data(path.name, train_set, train_labels, test_set, images.classes, 3, image_size, mean, std)
@@ -102,7 +100,9 @@ def load(name: str, image_size: int) -> Data:
     if name == "digits":
         return digits()
     if not Path(name).is_dir():
-        raise SystemExit(f"--data takes 'digits' or a folder of images (one folder a class inside); there is no {name!r}")
+        raise SystemExit(
+            f"--data takes 'digits' or a folder of images (one folder a class inside); there is no {name!r}"
+        )
     return folder(Path(name), image_size)
 
 

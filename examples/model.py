@@ -1,9 +1,9 @@
-"""The GMML network: a timm ViT that sees the whole corrupted image, and a light decoder (arXiv 2205.14986, section 3)."""
+"""The GMML network: a timm ViT that sees the whole corrupted image, and a light decoder (arXiv 2205.14986, sec. 3)."""
 
 from __future__ import annotations
 
 import torch
-from timm.layers import build_sincos2d_pos_embed
+from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -11,9 +11,7 @@ from torch import Tensor, nn
 class Autoencoder(nn.Module):
     """Images ``(B, C, H, W)`` in, reconstructed images of the same shape out."""
 
-    def __init__(
-        self, image_size: int, patch_size: int, channels: int, dim: int, depth: int, heads: int
-    ) -> None:
+    def __init__(self, image_size: int, patch_size: int, channels: int, dim: int, depth: int, heads: int) -> None:
         super().__init__()
         self.encoder = VisionTransformer(
             img_size=image_size,
@@ -44,7 +42,10 @@ class Autoencoder(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Return the fused tokens, the normed average of several blocks' outputs: ``(B, tokens, dim)``."""
-        outputs = self.encoder.forward_intermediates(images, indices=self.blocks, output_fmt="NLC", intermediates_only=True)
+        outputs = self.encoder.forward_intermediates(
+            images, indices=self.blocks, output_fmt="NLC", intermediates_only=True
+        )
+        assert isinstance(outputs, list)
         fused: Tensor = self.encoder.norm(torch.stack(outputs).mean(0))
         return fused
 

@@ -82,11 +82,13 @@ def _draw(
     else:
         root = rng.root(seed, 0 if index is not None else _stream(home_rank))
     place = torch.arange(batch, device=device)
-    if index is None:
+    if index is not None:
+        samples = index.to(device, non_blocking=index.device.type == "cpu")
+    elif seed is None:
+        samples = place
+    else:
         # A counter in host memory enters as a kernel's argument, so it costs no copy to an accelerator.
         samples = place + (counter if counter.device.type == "cpu" else counter.to(device))
-    else:
-        samples = index.to(device, non_blocking=index.device.type == "cpu")
     if index is None or seed is None:
         counter.add_(batch)
     key = rng.keys(root, samples)
@@ -123,7 +125,7 @@ def _draw_fake(
 
 # Drawing is one opaque operator to torch.compile, so eager and compiled numbers are equal by construction: traced, the
 # generator's wrapping arithmetic overflows, and the state of workers and ranks cannot be read at all. The counter is
-# written inside, which also keeps two calls of one graph from being taken for the same value.
+# written inside, with no seed too: it keeps two calls of one graph from being taken for the same value.
 torch.library.define(
     "gmml_aug::draw",
     "(Tensor(a!) counter, Tensor? index, int? seed, int? home_rank, SymInt batch, SymInt[] grid, Device device, "

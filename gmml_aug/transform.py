@@ -183,8 +183,19 @@ class GroupMask(nn.Module):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        # What is pickled here may be unpickled in a DataLoader worker, which cannot ask for its rank.
-        return {**self.__dict__, "_home_rank": process_rank(self._home_rank)}
+        # What is pickled here may be unpickled in a DataLoader worker, which cannot ask for its rank. The counter goes
+        # as a number: as a tensor, all these processes would share its memory and count for each other.
+        return {
+            **self.__dict__,
+            "_buffers": {**self._buffers, "counter": None},
+            "_counted": (int(self.counter), self.counter.device),
+            "_home_rank": process_rank(self._home_rank),
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        number, device = self.__dict__.pop("_counted")
+        self.counter = torch.tensor(number, device=device)
 
     def _grid(self, batch: Tensor) -> tuple[int, int]:
         grid = grid_size(batch.shape[-2], batch.shape[-1], self.patch_size)

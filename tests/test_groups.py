@@ -17,7 +17,9 @@ def keys(number: int, seed: int = 0) -> Tensor:
     return rng.keys(rng.root(seed, 0), torch.arange(number))
 
 
-def loop_mask(key: Tensor, count: int, grid: Sides, sizes: tuple[Sides, Sides], inside: bool, rectangles: int) -> Tensor:
+def loop_mask(
+    key: Tensor, count: int, grid: Sides, sizes: tuple[Sides, Sides], inside: bool, rectangles: int
+) -> Tensor:
     """Hide one rectangle after another, and cut the last one row by row: the definition, slowly."""
     rows, columns = groups._rectangles(key[None], rectangles, grid, sizes, inside)
     backwards = bool(rng.words(key[None], rng.CUT_SLOT, 1) < 0)
@@ -35,9 +37,7 @@ def loop_mask(key: Tensor, count: int, grid: Sides, sizes: tuple[Sides, Sides], 
 @given(st.data())
 def test_masks_are_what_the_loop_would_hide(data: st.DataObject) -> None:
     grid = data.draw(st.tuples(st.integers(2, 12), st.integers(2, 12)))
-    sizes = tuple(
-        tuple(sorted(data.draw(st.tuples(st.integers(1, side), st.integers(1, side))))) for side in grid
-    )
+    sizes = tuple(tuple(sorted(data.draw(st.tuples(st.integers(1, side), st.integers(1, side))))) for side in grid)
     inside = data.draw(st.booleans())
     assume(sizes != ((1, 1), (1, 1)))  # single patches are ranked, not covered by rectangles
     patches = grid[0] * grid[1]

@@ -1,9 +1,11 @@
 """The numbers: right bits, evenly spread, and a function of their place alone."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 
 from gmml_aug import rng
 
@@ -79,9 +81,9 @@ def test_uint8_is_uniform() -> None:
 
 
 @pytest.mark.parametrize("draw", [rng.normal, rng.uint8])
-def test_noise_of_a_sample_does_not_depend_on_its_batch_or_length(draw: type[rng.normal]) -> None:  # type: ignore[valid-type]
+def test_noise_of_a_sample_does_not_depend_on_its_batch_or_length(draw: Callable[[Tensor, int], Tensor]) -> None:
     key = rng.keys(9, torch.arange(6))
-    whole = draw(key, 1003)  # type: ignore[operator]
-    alone = torch.cat([draw(k[None], 1003) for k in key])  # type: ignore[operator]
+    whole = draw(key, 1003)
+    alone = torch.cat([draw(k[None], 1003) for k in key])
     assert torch.equal(whole, alone)
-    assert torch.equal(draw(key, 17), whole[:, :17])  # type: ignore[operator]
+    assert torch.equal(draw(key, 17), whole[:, :17])
