@@ -18,10 +18,11 @@ Sample = tuple[Tensor, int]
 
 @dataclass
 class Data:
-    """Training images with augmentation, held-out images without, and what is known about them."""
+    """Training images, held-out images, and what is known about them."""
 
     name: str
     train: Dataset[Sample]
+    train_plain: Dataset[Sample]  # the same images without augmentation
     train_labels: list[int]
     test: Dataset[Sample]
     classes: list[str]
@@ -55,6 +56,7 @@ def digits() -> Data:
     return Data(
         name="digits",
         train=Digits(images[train], labels[train], augmented),
+        train_plain=Digits(images[train], labels[train], plain),
         train_labels=labels[train].tolist(),
         test=Digits(images[test], labels[test], plain),
         classes=[str(name) for name in raw.target_names],
@@ -78,21 +80,17 @@ def folder(path: Path, image_size: int) -> Data:
         ]
     )
     plain = v2.Compose([v2.Resize(image_size), v2.CenterCrop(image_size), *to_tensor])
-    train_set: Dataset[Sample]
-    test_set: Dataset[Sample]
     if (path / "train").is_dir() and (path / "test").is_dir():
-        images = ImageFolder(path / "train", augmented)
-        train_set, train_labels = images, images.targets
-        test_images = ImageFolder(path / "test", plain)
-        if images.classes != test_images.classes:
-            raise SystemExit(f"{path}: train/ has the classes {images.classes} but test/ has {test_images.classes}")
-        test_set = test_images
+        images, test = ImageFolder(path / "train", augmented), ImageFolder(path / "test", plain)
+        if images.classes != test.classes:
+            raise SystemExit(f"{path}: train/ has the classes {images.classes} but test/ has {test.classes}")
+        train, train_plain, labels = images, ImageFolder(path / "train", plain), images.targets
     else:
-        images = ImageFolder(path, augmented)
-        train, test = train_test_split(range(len(images)), test_size=0.2, stratify=images.targets, random_state=0)
-        train_set, train_labels = Subset(images, train), [images.targets[i] for i in train]
-        test_set = Subset(ImageFolder(path, plain), test)
-    return Data(path.name, train_set, train_labels, test_set, images.classes, 3, image_size, mean, std)
+        images, whole = ImageFolder(path, augmented), ImageFolder(path, plain)
+        chosen, held_out = train_test_split(range(len(images)), test_size=0.2, stratify=images.targets, random_state=0)
+        train, train_plain, test = Subset(images, chosen), Subset(whole, chosen), Subset(whole, held_out)
+        labels = [images.targets[i] for i in chosen]
+    return Data(path.name, train, train_plain, labels, test, images.classes, 3, image_size, mean, std)
 
 
 def load(name: str, image_size: int) -> Data:

@@ -211,7 +211,7 @@ def draw_reconstructions(args: argparse.Namespace, data: Data, model: Autoencode
     for row, (name, pictures) in enumerate(rows.items()):
         for column, picture in enumerate(pictures):
             axis = axes[row, column]
-            axis.imshow(picture.clamp(0, 1).permute(1, 2, 0).squeeze(-1), cmap="gray", vmin=0, vmax=1)
+            axis.imshow(picture.clamp(0, 1).permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
             axis.set_xticks([])
             axis.set_yticks([])
             if row == 0:
@@ -226,8 +226,8 @@ def draw_reconstructions(args: argparse.Namespace, data: Data, model: Autoencode
     plt.close(figure)
 
 
-def main() -> None:
-    args = parse()
+def main(arguments: list[str] | None = None) -> None:
+    args = parse(arguments)
     data = load(args.data, args.image_size)
     if args.data == "digits" and args.image_size != data.image_size:
         raise SystemExit(
@@ -259,9 +259,9 @@ def main() -> None:
 
     images, classes = len(data.test), len(data.classes)  # type: ignore[arg-type]
     print(
-        f"\nAccuracy on {images} held-out images of {classes} classes after fine-tuning on {args.labels_per_class} labelled "
-        f"images a class,\n{args.finetune_steps} steps, each side with the learning rate that suited it best in a search "
-        f"beforehand;\nmean and standard deviation over {args.draws} draws of the labelled images.\n"
+        f"\nAccuracy on {images} held-out images of {classes} classes after fine-tuning on {args.labels_per_class} "
+        f"labelled images a class,\n{args.finetune_steps} steps, each side with the learning rate that suited it best "
+        f"in a search beforehand (tune.py);\nmean and standard deviation over {args.draws} draws of the labelled images.\n"
     )
     print(f"{'':14}{'accuracy':>18}{'learning rate':>16}   each draw")
     for side, (_, lr) in sides.items():

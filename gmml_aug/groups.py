@@ -126,7 +126,7 @@ def counts(key: Tensor, patches: int, ratio: tuple[float, float], p: float) -> T
 
 def _rectangles(
     key: Tensor, number: int, side: tuple[int, int], sizes: tuple[tuple[int, int], tuple[int, int]], inside: bool
-) -> list[tuple[Tensor, Tensor]]:
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Draw each image's rectangles: for rows and for columns, (first, one past the last), each ``(B, number)``."""
     word = rng.words(key, rng.RECTANGLE_SLOT, 2 * number).view(-1, number, 2)
     spans = []
@@ -140,7 +140,8 @@ def _rectangles(
             # this extent covers each patch equally often: nothing starves at the border.
             start = rng.below(draw[..., 1], side[axis] + extent - 1) - (extent - 1)
         spans.append((start.clamp(min=0), (start + extent).clamp(max=side[axis])))
-    return spans
+    rows, columns = spans
+    return rows, columns
 
 
 def _bit_sets(first: Tensor, last: Tensor, side: int) -> Tensor:

@@ -193,7 +193,7 @@ class GroupMask(nn.Module):
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         number, device = self.__dict__.pop("_counted")
         self.counter = torch.tensor(number, device=device)
 

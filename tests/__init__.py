@@ -1,0 +1,1 @@
+"""Tests: one file for each module, the guarantees, and real clients."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from gmml_aug import GroupMask
+from gmml_aug import GroupMask, Masked
 
 
 class Masks(Dataset[Tensor]):
@@ -21,7 +21,8 @@ class Masks(Dataset[Tensor]):
         return 32
 
     def __getitem__(self, i: int) -> Tensor:
-        return self.corrupt(torch.zeros(1, 16, 16), index=i if self.use_index else None).mask
+        masked: Masked = self.corrupt(torch.zeros(1, 16, 16), index=i if self.use_index else None)
+        return masked.mask
 
 
 class Stream(IterableDataset[Tensor]):
@@ -41,7 +42,8 @@ class Collate:
         self.corrupt = corrupt
 
     def __call__(self, samples: list[Tensor]) -> Tensor:
-        return self.corrupt(torch.zeros(len(samples), 1, 16, 16)).mask
+        masked: Masked = self.corrupt(torch.zeros(len(samples), 1, 16, 16))
+        return masked.mask
 
 
 def draw_in_rank(rank: int, folder: str) -> None:

@@ -50,7 +50,7 @@ def cases(draw: st.DrawFn) -> tuple[GroupMask, Tensor]:
     grid = draw(st.tuples(st.integers(1, 9), st.integers(1, 9)))
     patch = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
     low, high = sorted((draw(st.floats(0, 1)), draw(st.floats(0, 1))))
-    ratio = draw(st.sampled_from([low, (low, high), 0, 1, (0, 1), 0.5]))
+    ratio: Any = draw(st.sampled_from([low, (low, high), 0, 1, (0, 1), 0.5]))
     group_size = draw(st.sampled_from([None, (1, 1), (1, min(grid)), (min(grid), min(grid))]))
     fill = draw(st.sampled_from(FILLS if grid != (1, 1) else ["zeros", "noise", "alien"]))
     batch = draw(st.integers(2, 6))
@@ -99,10 +99,10 @@ def test_exact_and_even_over_ten_thousand_images() -> None:
 
 @pytest.mark.parametrize(("ratio", "limit"), [(0.1, 1.15), (0.25, 1.05), (0.5, 1.05), (0.75, 1.05)])
 def test_connected_every_patch_is_hidden_equally_often(ratio: float, limit: float) -> None:
-    images = 200_000
+    images = 100_000
     often = GroupMask(1, ratio, seed=1).sample((images, 1, 14, 14)).mask.double().mean(0)
-    # Sampling noise: at 200,000 images the extremes of 196 binomials lie about 6 standard errors apart, 0.9 % at
-    # ratio 0.25 and 1.6 % at 0.1, and the limits leave that much room. The seed is fixed.
+    # Sampling noise: at 100,000 images the extremes of 196 binomials lie some 5.5 standard errors apart, 3 % of
+    # the share at ratio 0.25 and 5 % at 0.1, of which half shows beside the true difference. The seed is fixed.
     assert often.max() / often.min() < limit
 
 
@@ -271,7 +271,8 @@ def test_reproducible_for_any_split(case: tuple[GroupMask, Tensor], data: st.Dat
 def test_reproducible_the_numbers_are_pinned(device: str) -> None:
     """Masks, fills and donors of this seed, for good: other bits would break everybody's reproducibility."""
     digest = hashlib.sha256()
-    for group_size, placement in ((None, "uniform"), ((2, 3), "inside"), ((1, 1), "uniform")):
+    kinds: Any = ((None, "uniform"), ((2, 3), "inside"), ((1, 1), "uniform"))
+    for group_size, placement in kinds:
         corrupt = GroupMask(
             16, (0.1, 0.9), {"noise": 2, "alien": 1}, group_size=group_size, placement=placement, seed=42
         )  # type: ignore[arg-type]
@@ -374,7 +375,9 @@ def test_reproducible_workers_do_not_repeat_each_other(start: str, seed: int | N
 
 def test_reproducible_ranks_do_not_repeat_each_other(tmp_path: Path) -> None:
     """Two processes of one job, and a spawned worker of each, which knows of no process group."""
-    torch.multiprocessing.spawn(processes.draw_in_rank, (str(tmp_path),), nprocs=2)
+    torch.multiprocessing.spawn(  # type: ignore[attr-defined, no-untyped-call]
+        processes.draw_in_rank, (str(tmp_path),), nprocs=2
+    )
     (here, worker, index), (other, other_worker, other_index) = (torch.load(tmp_path / f"{r}.pt") for r in range(2))
     assert repeats(torch.cat([here, worker, other, other_worker])) == 0
     assert torch.equal(index, other_index)

@@ -1,0 +1,238 @@
+"""GroupMask as a module: what it takes, what it returns, what it refuses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gmml_aug import GroupMask, Masked, MaskPlan
+
+
+def test_the_call_of_the_readme() -> None:
+    corrupt = GroupMask(patch_size=16, ratio=(0.4, 0.7), fill={"noise": 1, "alien": 1})
+    images, mask = corrupt(torch.randn(8, 3, 224, 224))
+    assert images.shape == (8, 3, 224, 224)
+    assert mask.shape == (8, 14, 14)
+    assert mask.dtype == torch.bool
+    masked = corrupt(images)
+    assert isinstance(masked, Masked)
+    assert masked.images is masked[0]
+
+
+def test_importing_needs_torch_alone() -> None:
+    code = (
+        "import sys; before = set(sys.modules); import torch; after = set(sys.modules); import gmml_aug;"
+        "print({m.split('.')[0] for m in set(sys.modules) - after} - set(sys.stdlib_module_names))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip() in ("{'gmml_aug'}", "{'gmml_aug', 'torch'}", "{'torch', 'gmml_aug'}")
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 48), (1, 8, 8)])
+def test_one_image(shape: tuple[int, ...]) -> None:
+    image, corrupt = torch.randn(shape), GroupMask(8, 0.5, "noise", seed=0)
+    plan = corrupt.sample(image, index=3)
+    assert plan.mask.shape == (shape[1] // 8, shape[2] // 8)
+    assert (plan.fill.shape, plan.donor.shape, plan.key.shape) == ((), (), ())
+    out, mask = corrupt.apply(image, plan)
+    assert out.shape == image.shape
+    assert torch.equal(mask, plan.mask)
+    batched = corrupt(image[None], index=torch.tensor([3]))
+    assert torch.equal(out, batched.images[0])
+    assert torch.equal(corrupt(image, index=torch.tensor(3)).images, out)
+    assert torch.equal(corrupt.sample(shape, index=3).mask, mask)
+    aliens = GroupMask(8, 1.0, "alien", seed=0)
+    pool = torch.randn(5, *shape)
+    assert torch.equal(aliens(image, index=3, donors=pool).images, pool[aliens.sample(image, index=3).pool_donor(5)])
+
+
+def test_clips_share_one_mask_over_their_frames() -> None:
+    clips = torch.randn(4, 5, 3, 32, 32)
+    for fill in ("zeros", "noise", "alien", "shuffle"):
+        corrupt = GroupMask(8, 0.5, fill, seed=0)
+        plan = corrupt.sample(clips)
+        assert plan.mask.shape == (4, 4, 4)
+        out = corrupt.apply(clips, plan).images
+        changed = (out != clips).unflatten(-1, (4, 8)).unflatten(-3, (4, 8)).any((1, 2, 4, 6))
+        assert torch.equal(changed, plan.mask)
+    noise = GroupMask(8, 1.0, "noise", seed=0)(clips).images
+    assert not torch.equal(noise[:, 0], noise[:, 1])  # each frame has noise of its own
+    aliens = GroupMask(8, 1.0, "alien", seed=0)
+    assert torch.equal(aliens(clips).images, clips[aliens.sample(clips, index=torch.arange(4)).donor])
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 32, 32), (0, 2, 3, 32, 32)])
+@pytest.mark.parametrize("fill", ["zeros", "noise", "alien", "shuffle"])
+def test_an_empty_batch_passes_through(shape: tuple[int, ...], fill: str) -> None:
+    out, mask = GroupMask(8, 0.5, fill)(torch.empty(shape))
+    assert out.shape == shape
+    assert mask.shape == (0, 4, 4)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize(
+    "images",
+    [
+        torch.randn(4, 3, 16, 24).to(memory_format=torch.channels_last),
+        torch.randn(4, 3, 16, 48)[..., ::2],
+        torch.randn(3, 4, 16, 24).transpose(0, 1),
+        torch.randn(4, 16, 24, 3).permute(0, 3, 1, 2),
+        torch.randn(4, 3, 2, 16, 24).to(memory_format=torch.channels_last_3d).transpose(1, 2),
+    ],
+)
+def test_memory_format_is_kept(images: Tensor, inplace: bool) -> None:
+    images = images.detach().as_strided(images.shape, images.stride(), images.storage_offset())
+    for fill in ("zeros", "noise", "alien", "shuffle", {"noise": 1, "shuffle": 1}):
+        expected = images.stride() if inplace else torch.empty_like(images).stride()
+        plain = images.contiguous().clone()
+        out = GroupMask(8, 0.5, fill, seed=0, inplace=inplace)(images).images
+        assert out.stride() == expected
+        assert torch.equal(out, GroupMask(8, 0.5, fill, seed=0)(plain).images)
+
+
+def test_in_place_aliens_come_from_the_images_as_they_were() -> None:
+    images = torch.randn(16, 3, 16, 16)
+    expected = GroupMask(4, 0.7, "alien", seed=0)(images)
+    out = GroupMask(4, 0.7, "alien", seed=0, inplace=True)(images)
+    assert out.images is images
+    assert torch.equal(out.images, expected.images)
+
+
+def test_p_leaves_images_alone() -> None:
+    images = torch.randn(2000, 1, 8, 8)
+    out, mask = GroupMask(2, 0.5, p=0.25, seed=0)(images)
+    corrupted = mask.any(1).any(1)
+    assert 400 < corrupted.sum() < 600
+    assert (mask[corrupted].flatten(1).sum(1) == 8).all()
+    assert torch.equal(out[~corrupted], images[~corrupted])
+    assert not GroupMask(2, 0.5, p=0)(images).mask.any()
+
+
+def test_a_model_that_holds_one_can_still_be_initialised() -> None:
+    model = nn.Sequential(GroupMask(8), nn.Flatten())
+    names: list[str] = []
+    model.apply(lambda module: names.append(type(module).__name__))
+    assert names == ["GroupMask", "Flatten", "Sequential"]
+    assert model.half().eval().to("cpu")[0].counter.dtype == torch.int64
+
+
+def test_repr_shows_the_arguments() -> None:
+    text = repr(GroupMask(16, 0.5, {"noise": 1, "alien": 3}, seed=4))
+    assert "ratio=(0.5, 0.5)" in text
+    assert "Alien(): 3" in text
+    assert "seed=4" in text
+
+
+@pytest.mark.parametrize("seed", [-(2**63), -1, 0, 2**63, 2**64 - 1, np.int64(7)])
+def test_any_64_bit_seed(seed: int) -> None:
+    masks = [GroupMask(1, 0.5, seed=seed).sample((1, 16, 16)).mask for _ in range(2)]
+    assert torch.equal(*masks)
+    assert not torch.equal(masks[0], GroupMask(1, 0.5, seed=1234).sample((1, 16, 16)).mask)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"patch_size": 0}, ValueError, "at least 1 pixel"),
+        ({"patch_size": 16.0}, TypeError, "pair"),
+        ({"patch_size": (16, 16, 16)}, TypeError, "pair"),
+        ({"patch_size": True}, TypeError, "pair"),
+        ({"ratio": 1.1}, ValueError, r"in \[0, 1\]; got 1.1"),
+        ({"ratio": -0.1}, ValueError, r"in \[0, 1\]"),
+        ({"ratio": float("nan")}, ValueError, r"in \[0, 1\]"),
+        ({"ratio": (0.7, 0.4)}, ValueError, r"reversed; write \(0.4, 0.7\)"),
+        ({"ratio": (0.4, 1.7)}, ValueError, r"in \[0, 1\]"),
+        ({"ratio": (0.4,)}, ValueError, "pair"),
+        ({"ratio": "half"}, TypeError, "number"),
+        ({"group_size": (3, 2)}, ValueError, "low <= high"),
+        ({"group_size": (0, 2)}, ValueError, "1 <= low"),
+        ({"group_size": 3}, TypeError, "pair"),
+        ({"group_size": (1.0, 2.0)}, TypeError, "ints"),
+        ({"placement": "outside"}, ValueError, "'uniform' or 'inside'"),
+        ({"p": 1.5}, ValueError, "p is in"),
+        ({"p": "1"}, TypeError, "number"),
+        ({"seed": 1.0}, TypeError, "int"),
+        ({"seed": 2**64}, ValueError, "64 bits"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments: dict[str, Any], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        GroupMask(**arguments)
+
+
+IMAGES = torch.zeros(4, 3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("images", "more", "error", "words"),
+    [
+        (torch.zeros(4, 3, 33, 32), {}, ValueError, "height is 33 pixels.*32 or 40"),
+        (torch.zeros(4, 3, 32, 31), {}, ValueError, "width is 31 pixels.*24 or 32"),
+        (torch.zeros(4, 3, 8, 32), {}, ValueError, "groups of up to 2 patches.*side of 1"),
+        (torch.zeros(32, 32), {}, ValueError, r"\(B, C, H, W\)"),
+        (torch.zeros(1, 1, 1, 3, 32, 32), {}, ValueError, r"\(B, C, H, W\)"),
+        (IMAGES.int(), {}, TypeError, "got torch.int32"),
+        (IMAGES.long(), {}, TypeError, "got torch.int64"),
+        (IMAGES.bool(), {}, TypeError, "got torch.bool"),
+        (IMAGES.to(torch.complex64), {}, TypeError, "got torch.complex64"),
+        (np.zeros((4, 3, 32, 32)), {}, TypeError, "torch.from_numpy"),
+        ([IMAGES], {}, TypeError, "got builtins.list"),
+        (IMAGES, {"index": torch.arange(3)}, ValueError, r"shape \(4,\); got \(3,\)"),
+        (IMAGES, {"index": torch.arange(4).int()}, TypeError, "int64"),
+        (IMAGES, {"index": 1}, ValueError, r"shape \(4,\)"),
+        (IMAGES, {"index": [0, 1, 2, 3]}, TypeError, "list"),
+        (IMAGES, {"donors": torch.zeros(4, 3, 32, 24)}, ValueError, r"\(N, 3, 32, 32\).*got \(4, 3, 32, 24\)"),
+        (IMAGES, {"donors": torch.zeros(3, 32, 32)}, ValueError, r"got \(3, 32, 32\)"),
+        (IMAGES, {"donors": torch.zeros(0, 3, 32, 32)}, ValueError, "at least 1"),
+        (IMAGES, {"donors": IMAGES.double()}, ValueError, "dtype and device"),
+        (IMAGES, {"donors": IMAGES.to("meta")}, ValueError, "on meta"),
+        (IMAGES, {"donors": [IMAGES]}, TypeError, "list"),
+    ],
+)
+def test_wrong_input_is_refused_untouched(
+    images: Any, more: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    corrupt = GroupMask(8, 0.5, {"noise": 1, "alien": 1}, group_size=(1, 2), seed=0, inplace=True)
+    before = images.clone() if isinstance(images, Tensor) else None
+    with pytest.raises(error, match=words):
+        corrupt(images, **more)
+    assert before is None or torch.equal(images, before)
+    assert corrupt.counter == 0
+
+
+def test_a_pil_image_is_refused_with_its_conversion() -> None:
+    image = pytest.importorskip("PIL.Image").new("RGB", (32, 32))
+    corrupt = GroupMask(8)
+    for call in (corrupt, corrupt.sample, lambda x: corrupt.apply(x, corrupt.sample((3, 32, 32)))):
+        with pytest.raises(TypeError, match=r"PIL\.Image.*pil_to_tensor"):
+            call(image)
+
+
+def test_plans_that_do_not_fit_are_refused() -> None:
+    corrupt, images = GroupMask(8, 0.5, "alien"), torch.zeros(4, 3, 32, 32)
+    plan = corrupt.sample(images)
+    with pytest.raises(ValueError, match=r"\(4, 4, 4\).*need \(3, 4, 4\)"):
+        corrupt.apply(images[:3], plan)
+    with pytest.raises(ValueError, match=r"need \(4, 4, 2\)"):
+        corrupt.apply(images[..., :16], plan)
+    with pytest.raises(ValueError, match=r"plan.to\('cpu'\)"):
+        corrupt.apply(images, plan.to("meta"))
+    with pytest.raises(TypeError, match="sample"):
+        corrupt.apply(images)  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="got Masked"):
+        corrupt.apply(images, Masked(images, plan.mask))  # type: ignore[call-overload]
+    with pytest.raises(ValueError, match="batch of one"):
+        corrupt.apply(images[:1], corrupt.sample(images[:1]))
+    assert isinstance(plan, MaskPlan)
+    assert plan._fields == ("mask", "fill", "donor", "key")
+
+
+def test_more_patches_than_can_be_ordered_are_refused() -> None:
+    with pytest.raises(ValueError, match="larger patch_size"):
+        GroupMask(1).sample((1, 1, 2049, 2048))
