@@ -261,7 +261,8 @@ def main(arguments: list[str] | None = None) -> None:
     print(
         f"\nAccuracy on {images} held-out images of {classes} classes after fine-tuning on {args.labels_per_class} "
         f"labelled images a class,\n{args.finetune_steps} steps, each side with the learning rate that suited it best "
-        f"in a search beforehand (tune.py);\nmean and standard deviation over {args.draws} draws of the labelled images.\n"
+        f"in a search beforehand (tune.py);\nmean and standard deviation over {args.draws} draws of the labelled "
+        "images.\n"
     )
     print(f"{'':14}{'accuracy':>18}{'learning rate':>16}   each draw")
     for side, (_, lr) in sides.items():

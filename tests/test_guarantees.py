@@ -275,7 +275,7 @@ def test_reproducible_the_numbers_are_pinned(device: str) -> None:
     for group_size, placement in kinds:
         corrupt = GroupMask(
             16, (0.1, 0.9), {"noise": 2, "alien": 1}, group_size=group_size, placement=placement, seed=42
-        )  # type: ignore[arg-type]
+        )
         plan = corrupt.sample(torch.empty(64, 1, 160, 224, device=device)).to("cpu")
         for field in (plan.mask, plan.fill, plan.donor, plan.key):
             digest.update(field.numpy().tobytes())
