@@ -89,8 +89,8 @@ def test_exact_and_even_over_ten_thousand_images() -> None:
     mask = GroupMask(1, 0.5, seed=0).sample((10_000, 1, 14, 14)).mask
     assert (mask.flatten(1).sum(1) == 98).all()
     often = mask.double().mean(0)
-    # The shares differ by about 1.5 %; the sampling noise of 196 binomials adds some 5 %. The seed is fixed; over
-    # seeds 0 to 99 the largest difference was 7.9 %, so that a failure would be no accident.
+    # The shares differ by 0.7 % (over 2 million images); the rest is sampling noise. The seed is fixed; over seeds 0 to
+    # 99 the difference was 5.6 % on average and 7.3 % at most.
     assert often.max() / often.min() < 1.10
 
 
@@ -99,10 +99,10 @@ def test_exact_and_even_over_ten_thousand_images() -> None:
 
 @pytest.mark.parametrize(("ratio", "limit"), [(0.1, 1.15), (0.25, 1.05), (0.5, 1.05), (0.75, 1.05)])
 def test_connected_every_patch_is_hidden_equally_often(ratio: float, limit: float) -> None:
-    images = 100_000
+    images = 200_000
     often = GroupMask(1, ratio, seed=1).sample((images, 1, 14, 14)).mask.double().mean(0)
-    # Sampling noise: at 100,000 images the extremes of 196 binomials lie some 5.5 standard errors apart, 3 % of
-    # the share at ratio 0.25 and 5 % at 0.1, of which half shows beside the true difference. The seed is fixed.
+    # Over 2 million images the difference is 9.9 %, 2.2 %, 0.7 % and 1.0 %. At 200,000 the extremes of 196 binomials add
+    # up to 2 % (ratio 0.25), so that a limit is passed by chance less than once in 1,000; the seed is fixed.
     assert often.max() / often.min() < limit
 
 
@@ -409,8 +409,7 @@ def compiled() -> Any:
     return build
 
 
-@pytest.mark.parametrize("seed", [0, None])
-@pytest.mark.parametrize("fill", [*FILLS, Zeros([1, 2, 3])])
+@pytest.mark.parametrize(("fill", "seed"), [*((fill, 0) for fill in FILLS), (FILLS[-1], None), (Zeros([1, 2, 3]), 0)])
 def test_asynchronous_compiled_equals_eager_and_does_not_recompile(compiled: Any, fill: Any, seed: int | None) -> None:
     eager, module = GroupMask(4, fill=fill, seed=seed), GroupMask(4, fill=fill, seed=seed)
     fast, counter = compiled(module)
