@@ -71,6 +71,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def tuned(args: argparse.Namespace) -> bool:
+    """Tell whether the fine-tuning rates were searched for: on the digits, at the default settings."""
+    return args.data == "digits" and all(
+        getattr(args, name) == value for name, value in DEFAULTS["digits"].items() if name != "steps"
+    )
+
+
 def cosine(start: float, end: float, share: float) -> float:
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * share))
 
@@ -258,11 +265,11 @@ def main(arguments: list[str] | None = None) -> None:
     (args.output / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
 
     images, classes = len(data.test), len(data.classes)  # type: ignore[arg-type]
+    rates = "as searched beforehand for each side by tune.py" if tuned(args) else "not tuned for this; see tune.py"
     print(
-        f"\nAccuracy on {images} held-out images of {classes} classes after fine-tuning on {args.labels_per_class} "
-        f"labelled images a class,\n{args.finetune_steps} steps, each side with the learning rate that suited it best "
-        f"in a search beforehand (tune.py);\nmean and standard deviation over {args.draws} draws of the labelled "
-        "images.\n"
+        f"\nAccuracy on {images} held-out images of {classes} classes after fine-tuning for {args.finetune_steps} steps on "
+        f"{args.labels_per_class} labelled images a class;\nmean and standard deviation over {args.draws} draws of the "
+        f"labelled images; learning rates {rates}.\n"
     )
     print(f"{'':14}{'accuracy':>18}{'learning rate':>16}   each draw")
     for side, (_, lr) in sides.items():
