@@ -42,7 +42,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "digits": {
         "image_size": 8, "patch_size": 2, "dim": 64, "depth": 4, "heads": 4, "group_size": (1, 2),
         "steps": 1500, "batch_size": 64, "base_lr": 1.2e-2,
-        "finetune_steps": 200, "finetune_batch_size": 50, "lr_scratch": 4e-3, "lr_pretrained": 4e-3,
+        "finetune_steps": 200, "finetune_batch_size": 50, "lr_scratch": 2e-3, "lr_pretrained": 4e-3,
     },
     "folder": {
         "image_size": 32, "patch_size": 4, "dim": 192, "depth": 6, "heads": 3, "group_size": (1, 3),
@@ -267,9 +267,9 @@ def main(arguments: list[str] | None = None) -> None:
     images, classes = len(data.test), len(data.classes)  # type: ignore[arg-type]
     rates = "as searched beforehand for each side by tune.py" if tuned(args) else "not tuned for this; see tune.py"
     print(
-        f"\nAccuracy on {images} held-out images of {classes} classes after fine-tuning for {args.finetune_steps} steps on "
-        f"{args.labels_per_class} labelled images a class;\nmean and standard deviation over {args.draws} draws of the "
-        f"labelled images; learning rates {rates}.\n"
+        f"\nAccuracy on {images} held-out images of {classes} classes after fine-tuning for {args.finetune_steps} steps "
+        f"on {args.labels_per_class} labelled images a class;\nmean and standard deviation over {args.draws} draws of "
+        f"the labelled images; learning rates {rates}.\n"
     )
     print(f"{'':14}{'accuracy':>18}{'learning rate':>16}   each draw")
     for side, (_, lr) in sides.items():

@@ -45,6 +45,11 @@ def _expand(per_image: Tensor, images: Tensor) -> Tensor:
     return per_image[(slice(None), *(None,) * missing)]
 
 
+def _check_range(images: Tensor, fill: object, largest: float) -> None:
+    if images.is_floating_point() and largest > torch.finfo(images.dtype).max:
+        raise ValueError(f"{fill} has values beyond the range of {images.dtype}, the images' dtype")
+
+
 @dataclass(frozen=True)
 class Zeros:
     """A constant: 0, which is the mean of normalised images, unless ``value`` says another.
@@ -54,6 +59,7 @@ class Zeros:
 
     Raises:
         TypeError: ``value`` is neither a number nor a sequence of them.
+        ValueError: one of them is not finite, or the sequence is empty.
     """
 
     value: float | Sequence[float] = 0.0
@@ -62,9 +68,13 @@ class Zeros:
         value = self.value
         if isinstance(value, Sequence) and not isinstance(value, str):
             object.__setattr__(self, "value", tuple(value))
+        if not self._channels():
+            raise ValueError("Zeros takes a number or one per channel; got an empty sequence")
         for number in self._channels():
             if isinstance(number, bool) or not isinstance(number, numbers.Real):
                 raise TypeError(f"Zeros takes a number or one per channel; got value={value!r}")
+            if not math.isfinite(number):
+                raise ValueError(f"Zeros takes finite numbers; got value={value!r}")
 
     def _channels(self) -> tuple[float, ...]:
         return self.value if isinstance(self.value, tuple) else (self.value,)
@@ -77,6 +87,7 @@ class Zeros:
             )
         if images.dtype == torch.uint8 and not all(0 <= v <= 255 and v == int(v) for v in channels):
             raise ValueError(f"uint8 images hold whole numbers from 0 to 255, but Zeros has value={self.value!r}")
+        _check_range(images, self, max(map(abs, channels)))
 
     def values(self, images: Tensor, plan: MaskPlan, donors: Tensor) -> Tensor:
         # Each number reaches the device as a kernel's argument: a tensor made from a list would wait for a copy.
@@ -117,6 +128,7 @@ class Noise:
                 f"uint8 images are filled with uniform noise over 0..255, which {self} does not describe; "
                 "use Noise() for it, or convert the images to floating point first"
             )
+        _check_range(images, self, abs(self.mean) + 4.33 * self.std)
 
     def values(self, images: Tensor, plan: MaskPlan, donors: Tensor) -> Tensor:
         count = math.prod(images.shape[1:])
@@ -217,4 +229,7 @@ def weighted(fill: object) -> tuple[tuple[Fill, ...], tuple[float, ...]]:
             raise ValueError(
                 f"a fill's weight is positive and finite; got {weight!r} for {kind!r}; leave out what is not wanted"
             )
-    return tuple(map(_resolve, fill)), tuple(map(float, fill.values()))
+    weights = tuple(map(float, fill.values()))
+    if not math.isfinite(sum(weights)):
+        raise ValueError(f"the weights of the fills add up beyond the range of floats; got {weights}; scale them down")
+    return tuple(map(_resolve, fill)), weights

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numbers
+
 import torch
 from torch import Tensor
 
@@ -23,6 +25,11 @@ def grid_size(height: int, width: int, patch_size: tuple[int, int]) -> tuple[int
     return height // patch_size[0], width // patch_size[1]
 
 
+def is_int(value: object) -> bool:
+    """Tell whether a value is a whole number, NumPy's and torch.compile's included, but no bool."""
+    return isinstance(value, (numbers.Integral, torch.SymInt)) and not isinstance(value, bool)
+
+
 def as_patch_size(patch_size: int | tuple[int, int]) -> tuple[int, int]:
     """Return ``patch_size`` as (height, width) in pixels.
 
@@ -31,11 +38,11 @@ def as_patch_size(patch_size: int | tuple[int, int]) -> tuple[int, int]:
         ValueError: a side is below 1.
     """
     pair = tuple(patch_size) if isinstance(patch_size, (tuple, list)) else (patch_size, patch_size)
-    if len(pair) != 2 or any(isinstance(side, bool) or not isinstance(side, int) for side in pair):
+    if len(pair) != 2 or not all(map(is_int, pair)):
         raise TypeError(f"patch_size is an int or a pair (height, width) of ints, in pixels; got {patch_size!r}")
     if min(pair) < 1:
         raise ValueError(f"patch_size is at least 1 pixel a side; got {patch_size!r}")
-    return pair[0], pair[1]
+    return int(pair[0]), int(pair[1])
 
 
 def patch_to_pixel(mask: Tensor, patch_size: int | tuple[int, int]) -> Tensor:

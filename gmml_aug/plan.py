@@ -11,6 +11,8 @@ from torch import Tensor
 
 from . import groups, rng
 
+_MOST_CELLS = 2**27  # int64 cells (1 GiB) that the bit sets of one image may take
+
 
 class MaskPlan(NamedTuple):
     """What :meth:`GroupMask.sample` drew. Applied twice it gives the same result, to whatever images it is applied.
@@ -21,7 +23,8 @@ class MaskPlan(NamedTuple):
         mask: ``(B, gh, gw)`` bool, True = hidden.
         fill: ``(B,)`` int64, the place of each image's fill in ``GroupMask.fills``.
         donor: ``(B,)`` int64, the image of the batch that alien patches come from: never the image itself; -1 in a
-            batch of one. Where :meth:`GroupMask.apply` is given ``donors``, :meth:`pool_donor` tells instead.
+            batch of one. Where :meth:`GroupMask.apply` is given ``donors``, :meth:`pool_donor` tells instead, and that
+            is what a fill finds here.
         key: ``(B,)`` int64, from which noise, shuffled places and donors of a pool are drawn.
     """
 
@@ -44,21 +47,26 @@ def _fill_word(key: Tensor) -> Tensor:
     return word.reshape(key.shape)
 
 
-def process_rank(home_rank: int | None) -> int:
-    """Return this process's rank: of its process group, or of its launcher's environment, or where it came from.
-
-    A DataLoader worker that was spawned has no process group. The launcher's environment reaches it, and what was
-    pickled with the transform does (``home_rank``).
-    """
+def group_rank() -> int | None:
+    """Return this process's rank in its process group, or None where it is in none."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank()
-    return int(os.environ.get("RANK") or home_rank or 0)
+    return None
 
 
 def _stream(home_rank: int | None) -> int:
-    """Return the stream of this process: 0 in a single process, and another in every worker of every rank."""
+    """Return the stream of this process: 0 in a single process, and another in every worker of every rank.
+
+    A DataLoader worker that was spawned has no process group; what was pickled with the transform tells it
+    (``home_rank``). Before a process group is there, the launcher's environment does.
+    """
+    rank = group_rank()
+    if rank is None:
+        rank = home_rank
+    if rank is None:
+        rank = int(os.environ.get("RANK") or 0)
     worker = torch.utils.data.get_worker_info()
-    return process_rank(home_rank) << 32 | (0 if worker is None else worker.id + 1)
+    return rank << 32 | (0 if worker is None else worker.id + 1)
 
 
 def _draw(
@@ -75,6 +83,20 @@ def _draw(
     p: float,
     weights: Sequence[float],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rows, columns = grid
+    patches = rows * columns
+    heights, widths = (group_size[0], group_size[1]), (group_size[2], group_size[3])
+    least, most = round(ratio[0] * patches), round(ratio[1] * patches)
+    rectangles = 0
+    if least < patches:  # otherwise all are hidden, and none needs an order
+        rectangles = groups.rectangles_needed(rows, columns, most, heights, widths, inside)
+    if rectangles // 64 * patches > _MOST_CELLS:
+        raise ValueError(
+            f"hiding up to {most} of {patches} patches in groups of {heights} x {widths} takes some {rectangles} "
+            "groups an image, which is more than fits; use larger groups, a lower ratio or a larger patch_size, or "
+            "single patches by group_size=(1, 1)"
+        )
+
     root: int | Tensor
     if seed is None:
         # From the generator of the images' device: nothing to copy or to wait for, and a CUDA graph replays it afresh.
@@ -93,11 +115,7 @@ def _draw(
         counter.add_(batch)
     key = rng.keys(root, samples)
 
-    rows, columns = grid
-    heights, widths = (group_size[0], group_size[1]), (group_size[2], group_size[3])
-    most = round(ratio[1] * rows * columns)
-    count = groups.counts(key, rows * columns, (ratio[0], ratio[1]), p)
-    rectangles = groups.rectangles_needed(rows, columns, most, heights, widths, inside)
+    count = groups.counts(key, patches, (ratio[0], ratio[1]), p)
     mask = groups.masks(key, count, (rows, columns), (heights, widths), inside, rectangles)
 
     for_fill, for_donor = rng.halves(rng.words(key, rng.FILL_SLOT, 1)[:, 0])

@@ -93,13 +93,13 @@ def normal(key: Tensor, count: int) -> Tensor:
     look-up has no rounding of its own: the values do not depend on the device or on how a loop was vectorised, which
     logarithms and cosines do.
     """
-    sixteen = words(key, NOISE_SLOT, -(-count // 4)).view(torch.int16)[:, :count]
+    sixteen = words(key, NOISE_SLOT, -(-count // 4)).view(torch.int16)[:, :count].contiguous()
     return _quantiles(key.device)[sixteen.to(torch.int32).bitwise_and(0xFFFF)]
 
 
 def uint8(key: Tensor, count: int) -> Tensor:
     """Return uniform bytes: key ``(B,)`` -> ``(B, count)`` uint8."""
-    return words(key, NOISE_SLOT, -(-count // 8)).view(torch.uint8)[:, :count]
+    return words(key, NOISE_SLOT, -(-count // 8)).view(torch.uint8)[:, :count].contiguous()
 
 
 def _words_fake(key: Tensor, start: int, count: int) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numbers
-import operator
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, overload
@@ -12,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from .fills import Fill, weighted
-from .grid import as_patch_size, grid_size, patch_to_pixel
+from .grid import as_patch_size, grid_size, is_int, patch_to_pixel
 from .groups import group_range
-from .plan import MaskPlan, process_rank
+from .plan import MaskPlan, group_rank
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8)
 _MOST_PATCHES = 2**22  # what the order of the patches has bits for
@@ -51,9 +50,10 @@ class GroupMask(nn.Module):
         p: probability that an image is corrupted at all; the mask of one that is not is all False.
         seed: ``None``: the numbers follow torch's global generator, that of the images' device. An int: a stream of
             its own. The sample's number is then its ``index`` or, where none is given, a counter that is a buffer in
-            ``state_dict()``; a DataLoader's workers and a job's ranks each have another stream. A worker that is
-            started anew in every epoch counts from the same number again: pass ``index=epoch * len(data) + i`` or use
-            ``persistent_workers=True``.
+            ``state_dict()``; the workers of a DataLoader and the ranks of a job each have another stream. A worker
+            that is started anew, for another epoch or another DataLoader, counts from the same number again: pass
+            ``index=epoch * len(data) + i`` or use ``persistent_workers=True``. Under activation checkpointing, which
+            calls twice, pass ``index`` too.
         inplace: write into the input.
 
     Raises:
@@ -82,7 +82,7 @@ class GroupMask(nn.Module):
     ) -> None:
         super().__init__()
         self.patch_size = as_patch_size(patch_size)
-        self.ratio = _as_ratio(ratio)
+        self.ratio = ratio
         self.fills, self.weights = weighted(fill)
         self.group_size = _as_group_size(group_size)
         if placement not in ("uniform", "inside"):
@@ -93,7 +93,16 @@ class GroupMask(nn.Module):
         self.inplace = inplace
         self._home_rank: int | None = None
         # With no seed nothing hangs on the counter, so it stays out of checkpoints.
-        self.register_buffer("counter", torch.zeros((), dtype=torch.int64), persistent=seed is not None)
+        self.register_buffer("counter", _counter(0, "cpu"), persistent=seed is not None)
+
+    @property
+    def ratio(self) -> tuple[float, float]:
+        """The range of the hidden share. It may be set, to a number or a pair, as a schedule does."""
+        return self._ratio
+
+    @ratio.setter
+    def ratio(self, ratio: float | tuple[float, float]) -> None:
+        self._ratio = _as_ratio(ratio)
 
     def forward(self, images: Tensor, *, index: Tensor | int | None = None, donors: Tensor | None = None) -> Masked:
         """Corrupt a batch: :meth:`sample`, then :meth:`apply`.
@@ -105,7 +114,8 @@ class GroupMask(nn.Module):
             index: ``(B,)`` int64 (an int for one image), the samples' numbers, such as a data set's indices. With
                 them, masks and fills do not depend on how the samples are batched.
             donors: ``(N, C, H, W)`` or ``(N, T, C, H, W)``, of the images' dtype and device: where alien patches come
-                from instead of the batch. Only :class:`Alien` takes from it.
+                from instead of the batch. Only :class:`Alien` takes from it; that no image is among its own donors is
+                then up to the caller.
 
         Returns:
             :class:`Masked`, the images and their patch mask.
@@ -114,7 +124,7 @@ class GroupMask(nn.Module):
             TypeError, ValueError: something has the wrong type, shape or size; before anything is drawn or written.
         """
         batch, single = _as_batch(images)
-        self._check_fills(batch, self._grid(batch), donors)
+        self._check(images, batch, self._grid(batch), donors)
         return self._write(images, self._draw(batch, single, index), donors)
 
     def sample(self, images_or_shape: Tensor | Sequence[int], *, index: Tensor | int | None = None) -> MaskPlan:
@@ -130,7 +140,9 @@ class GroupMask(nn.Module):
         Raises:
             TypeError, ValueError: as :meth:`forward`.
         """
-        if isinstance(images_or_shape, Sequence) and all(isinstance(side, int) for side in images_or_shape):
+        if isinstance(images_or_shape, Sequence) and all(map(is_int, images_or_shape)):
+            if any(side < 0 for side in images_or_shape):
+                raise ValueError(f"a shape has no negative sizes; got {tuple(images_or_shape)}")
             images_or_shape = torch.empty((), device="cpu").expand(*images_or_shape)
         batch, single = _as_batch(images_or_shape)
         return self._draw(batch, single, index)
@@ -161,18 +173,20 @@ class GroupMask(nn.Module):
             raise TypeError(f"apply takes images and a MaskPlan, as sample(images) draws it; got {type(plan).__name__}")
         batch, single = _as_batch(images)
         grid = self._grid(batch)
-        expected = grid if single else (len(batch), *grid)
-        if plan.mask.shape != expected:
+        expected = grid if single else (batch.shape[0], *grid)
+        if plan.mask.shape != expected or any(field.shape != expected[:-2] for field in plan[1:]):
             raise ValueError(
                 f"the plan is for a mask of {tuple(plan.mask.shape)}, but images of {tuple(batch.shape)} with patches "
                 f"of {self.patch_size} need {expected}; draw it by sample() with these images or their shape"
             )
+        if plan.mask.dtype != torch.bool:
+            raise TypeError(f"a plan's mask is bool, True = hidden; got {plan.mask.dtype}")
         if plan.mask.device != batch.device:
             raise ValueError(
                 f"the plan is on {plan.mask.device} and the images on {batch.device}; "
                 f"move it by plan.to({str(batch.device)!r})"
             )
-        self._check_fills(batch, grid, donors)
+        self._check(images, batch, grid, donors)
         return self._write(images, plan, donors)
 
     def extra_repr(self) -> str:
@@ -189,13 +203,13 @@ class GroupMask(nn.Module):
             **self.__dict__,
             "_buffers": {**self._buffers, "counter": None},
             "_counted": (int(self.counter), self.counter.device),
-            "_home_rank": process_rank(self._home_rank),
+            "_home_rank": self._home_rank if (rank := group_rank()) is None else rank,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         number, device = self.__dict__.pop("_counted")
-        self.counter = torch.tensor(number, device=device)
+        self.counter = _counter(number, device)
 
     def _grid(self, batch: Tensor) -> tuple[int, int]:
         grid = grid_size(batch.shape[-2], batch.shape[-1], self.patch_size)
@@ -205,21 +219,29 @@ class GroupMask(nn.Module):
             )
         return grid
 
-    def _check_fills(self, batch: Tensor, grid: tuple[int, int], donors: Tensor | None) -> None:
+    def _check(self, images: Tensor, batch: Tensor, grid: tuple[int, int], donors: Tensor | None) -> None:
+        if self.inplace:
+            _check_writable(images)
         if donors is not None:
+            if donors is images:
+                raise ValueError("these donors are the images themselves; leave donors out to draw them from the batch")
             _check_donors(donors, batch)
         for fill in self.fills:
             fill.check(batch, grid, donors)
 
     def _draw(self, batch: Tensor, single: bool, index: Tensor | int | None) -> MaskPlan:
         rows, columns = self._grid(batch)
+        if self.counter.is_meta and not batch.is_meta:
+            raise ValueError(
+                "this GroupMask is on the meta device; move it by .to_empty() and load its state, or build it anew"
+            )
         plan = MaskPlan(
             *torch.ops.gmml_aug.draw(
                 self.counter,
-                _as_index(index, len(batch), single),
+                _as_index(index, batch.shape[0], single),
                 self.seed,
                 self._home_rank,
-                len(batch),
+                batch.shape[0],
                 (rows, columns),
                 batch.device,
                 self.ratio,
@@ -236,19 +258,26 @@ class GroupMask(nn.Module):
         batch, single = _as_batch(images)
         if single:
             plan = MaskPlan(*(field[None] for field in plan))
-        if donors is None:
-            pool = batch
-        else:
+        pool = batch
+        if donors is not None:
             pool = _plain(donors)
-            plan = plan._replace(donor=plan.pool_donor(len(pool)))
+            plan = MaskPlan(plan.mask, plan.fill, plan.pool_donor(pool.shape[0]), plan.key)
         hidden = patch_to_pixel(plan.mask, self.patch_size)
-        out = batch
+        # Some fills' backward passes need what they read, so it must not be written over.
+        source = batch.clone() if self.inplace and batch.requires_grad else batch
+        pool = source if donors is None else pool
+        out = source
         for i, fill in enumerate(self.fills):
             here = hidden if len(self.fills) == 1 else hidden & (plan.fill == i)[:, None, None, None]
-            here = here.view(len(batch), *(1,) * (batch.ndim - 3), *batch.shape[-2:])
+            here = here.view(batch.shape[0], *(1,) * (batch.ndim - 3), *batch.shape[-2:])
             # where() takes one or the other, so that nothing hidden, not even NaN, reaches the result or a gradient.
             # The images come first: the result has their memory format.
-            out = torch.where(~here, out, fill.values(batch, plan, pool))
+            out = torch.where(~here, out, fill.values(source, plan, pool))
+            if out.shape != batch.shape or out.dtype != batch.dtype:
+                raise TypeError(
+                    f"the values of {fill} do not broadcast to images of {tuple(batch.shape)}, {batch.dtype}: "
+                    f"the result is {tuple(out.shape)}, {out.dtype}"
+                )
         if self.inplace:
             batch.copy_(out)
             return Masked(images, mask)
@@ -271,27 +300,27 @@ def _as_batch(images: object) -> tuple[Tensor, bool]:
         elif kind.startswith("numpy."):
             hint = "convert it first, by torch.from_numpy(array), with the channels in front of height and width"
         raise TypeError(f"GroupMask takes tensors of images; got {kind}; {hint}")
-    if images.dtype not in _DTYPES:
+    batch = _plain(images)
+    if batch.dtype not in _DTYPES:
         raise TypeError(
-            f"images are {', '.join(str(d).removeprefix('torch.') for d in _DTYPES)}; got {images.dtype}; "
+            f"images are {', '.join(str(d).removeprefix('torch.') for d in _DTYPES)}; got {batch.dtype}; "
             "convert them, for instance by torchvision.transforms.v2.functional.to_dtype(images, torch.float32)"
         )
-    if images.ndim not in (3, 4, 5):
+    if batch.ndim not in (3, 4, 5):
         raise ValueError(
-            f"images are (B, C, H, W), one image (C, H, W) or clips (B, T, C, H, W); got {tuple(images.shape)}"
+            f"images are (B, C, H, W), one image (C, H, W) or clips (B, T, C, H, W); got {tuple(batch.shape)}"
         )
     tv_tensors = sys.modules.get("torchvision.tv_tensors")
-    clip = images.ndim == 4 and tv_tensors is not None and isinstance(images, tv_tensors.Video)
-    single = images.ndim == 3 or clip
-    batch = _plain(images)
+    clip = batch.ndim == 4 and tv_tensors is not None and isinstance(images, tv_tensors.Video)
+    single = batch.ndim == 3 or clip
     return (batch[None] if single else batch), single
 
 
 def _as_index(index: Tensor | int | None, batch: int, single: bool) -> Tensor | None:
     if index is None:
         return None
-    if isinstance(index, int) and not isinstance(index, bool):
-        index = torch.tensor(index, device="cpu")
+    if is_int(index):
+        index = torch.tensor(int(index), device="cpu")
     if not isinstance(index, Tensor) or index.dtype != torch.int64:
         got = index.dtype if isinstance(index, Tensor) else type(index).__name__
         raise TypeError(f"index is an int64 tensor of the samples' numbers, or an int for one image; got {got}")
@@ -300,11 +329,29 @@ def _as_index(index: Tensor | int | None, batch: int, single: bool) -> Tensor | 
     return index.reshape(-1)
 
 
+def _counter(number: int, device: torch.device | str) -> Tensor:
+    with torch.inference_mode(False):  # or a module built under it could not count outside
+        return torch.tensor(number, dtype=torch.int64, device=device)
+
+
+def _check_writable(images: Tensor) -> None:
+    if images.requires_grad and images.is_leaf and torch.is_grad_enabled():
+        raise ValueError("inplace=True cannot write into a leaf that requires gradients; use inplace=False")
+    reach = 1
+    for stride, side in sorted((s, n) for s, n in zip(images.stride(), images.shape, strict=True) if n > 1):
+        if stride < reach:
+            raise ValueError(
+                f"inplace=True cannot write into images that share memory with each other (strides {images.stride()}, "
+                "as expand and unfold make them); pass images.clone()"
+            )
+        reach = stride * side
+
+
 def _check_donors(donors: object, batch: Tensor) -> None:
     wanted = f"(N, {', '.join(map(str, batch.shape[1:]))})"
     if not isinstance(donors, Tensor):
         raise TypeError(f"donors is a tensor of images {wanted}; got {type(donors).__name__}")
-    if donors.ndim != batch.ndim or donors.shape[1:] != batch.shape[1:] or len(donors) == 0:
+    if donors.ndim != batch.ndim or donors.shape[1:] != batch.shape[1:] or donors.shape[0] == 0:
         raise ValueError(
             f"donors have the images' shape, {wanted} with N at least 1; got {tuple(donors.shape)}; crop or resize them"
         )
@@ -337,25 +384,20 @@ def _as_ratio(ratio: object) -> tuple[float, float]:
 def _as_group_size(group_size: object) -> tuple[int, int] | None:
     if group_size is None:
         return None
-    if (
-        not isinstance(group_size, (tuple, list))
-        or len(group_size) != 2
-        or any(isinstance(side, bool) or not isinstance(side, int) for side in group_size)
-    ):
+    if not isinstance(group_size, (tuple, list)) or len(group_size) != 2 or not all(map(is_int, group_size)):
         raise TypeError(f"group_size is None or a pair (low, high) of ints, in patches; got {group_size!r}")
     low, high = group_size
     if not 1 <= low <= high:
         raise ValueError(f"group_size is (low, high) with 1 <= low <= high, in patches; got {group_size!r}")
-    return low, high
+    return int(low), int(high)
 
 
 def _as_seed(seed: object) -> int | None:
     if seed is None:
         return None
-    try:
-        number = operator.index(seed)  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(f"seed is None or an int; got {seed!r}") from None
+    if not is_int(seed):
+        raise TypeError(f"seed is None or an int; got {seed!r}")
+    number: int = int(seed)  # type: ignore[call-overload]
     if not -(2**63) <= number < 2**64:
         raise ValueError(f"seed has 64 bits, from -2**63 to 2**64 - 1; got {number}")
     return (number + 2**63) % 2**64 - 2**63

@@ -126,6 +126,19 @@ def test_a_fill_of_ones_own() -> None:
     assert torch.equal(out, torch.where(hidden, images.mean((-1, -2), keepdim=True), images))
 
 
+@pytest.mark.parametrize("values", [torch.zeros(1, dtype=torch.float64), torch.zeros(2, 4, 3, 16, 16)])
+def test_a_fill_that_would_change_the_tensor_is_refused(values: Tensor) -> None:
+    class Wrong:
+        def check(self, images: Tensor, grid: tuple[int, int], donors: Tensor | None) -> None:
+            pass
+
+        def values(self, images: Tensor, plan: MaskPlan, donors: Tensor) -> Tensor:
+            return values
+
+    with pytest.raises(TypeError, match="broadcast"):
+        corrupted(Wrong(), torch.zeros(4, 3, 16, 16))
+
+
 @pytest.mark.parametrize(
     ("build", "error", "words"),
     [
@@ -139,6 +152,9 @@ def test_a_fill_of_ones_own() -> None:
         (lambda: GroupMask(fill={}), ValueError, "empty"),
         (lambda: GroupMask(fill=Noise), TypeError, r"instance such as Noise\(\)"),  # type: ignore[arg-type]
         (lambda: GroupMask(fill=3), TypeError, "'zeros'"),  # type: ignore[arg-type]
+        (lambda: GroupMask(fill={"noise": 1e308, "zeros": 1e308}), ValueError, "add up"),
+        (lambda: Zeros(math.nan), ValueError, "finite"),
+        (lambda: Zeros([]), ValueError, "empty"),
         (lambda: Zeros("1"), TypeError, "one per channel"),  # type: ignore[arg-type]
         (lambda: Zeros([1, None]), TypeError, "one per channel"),  # type: ignore[list-item]
         (lambda: Noise(std=0), ValueError, "positive"),
@@ -157,7 +173,9 @@ def test_wrong_fills_are_refused(build: Any, error: type[Exception], words: str)
         (Zeros([1, 2]), torch.zeros(2, 3, 16, 16), "2 values.*3 channels"),
         (Zeros(0.5), torch.zeros(2, 3, 16, 16, dtype=torch.uint8), "whole numbers from 0 to 255"),
         (Zeros(256), torch.zeros(2, 3, 16, 16, dtype=torch.uint8), "whole numbers from 0 to 255"),
-        (Zeros(math.nan), torch.zeros(2, 3, 16, 16, dtype=torch.uint8), "whole numbers from 0 to 255"),
+        (Zeros(70000), torch.zeros(2, 3, 16, 16, dtype=torch.float16), "range of torch.float16"),
+        (Zeros(1e300), torch.zeros(2, 3, 16, 16), "range of torch.float32"),
+        (Noise(std=1e5), torch.zeros(2, 3, 16, 16, dtype=torch.float16), "range of torch.float16"),
         (Noise(std=2), torch.zeros(2, 3, 16, 16, dtype=torch.uint8), "uniform noise over 0..255"),
         (Alien(), torch.zeros(1, 3, 16, 16), "batch of one"),
         (Alien(), torch.zeros(3, 16, 16), "batch of one"),

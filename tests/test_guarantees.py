@@ -101,8 +101,8 @@ def test_exact_and_even_over_ten_thousand_images() -> None:
 def test_connected_every_patch_is_hidden_equally_often(ratio: float, limit: float) -> None:
     images = 200_000
     often = GroupMask(1, ratio, seed=1).sample((images, 1, 14, 14)).mask.double().mean(0)
-    # Over 2 million images the difference is 9.9 %, 2.2 %, 0.7 % and 1.0 %. At 200,000 the extremes of 196 binomials add
-    # up to 2 % (ratio 0.25), so that a limit is passed by chance less than once in 1,000; the seed is fixed.
+    # Over 2 million images the difference is 9.9 %, 2.2 %, 0.7 % and 1.0 %. At 200,000 the extremes of 196 binomials
+    # add up to 2 % (ratio 0.25), so that a limit is passed by chance less than once in 1,000; the seed is fixed.
     assert often.max() / often.min() < limit
 
 
@@ -421,6 +421,21 @@ def test_asynchronous_compiled_equals_eager_and_does_not_recompile(compiled: Any
         assert same(fast(images), expected)
         assert counter.frame_count == (1 if batch == 8 and counter.frame_count == 1 else 2)
     assert module.counter == eager.counter
+
+
+@pytest.mark.parametrize("shape", [(4, 1, 9, 15), (3, 9, 15), (2, 3, 1, 9, 15)])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16])
+@pytest.mark.parametrize("inplace", [False, True])
+def test_asynchronous_compiled_equals_eager_for_any_input(
+    compiled: Any, shape: tuple[int, ...], dtype: torch.dtype, inplace: bool
+) -> None:
+    """Odd sizes, one image, clips, integers; with index and donors."""
+    eager, module = (GroupMask(3, 0.5, {"noise": 1, "alien": 1}, seed=0, inplace=inplace) for _ in range(2))
+    fast, _ = compiled(module)
+    images, donors = images_of(shape, dtype), images_of((5, *shape[-3:]), dtype, seed=1)
+    donors = donors if len(shape) < 5 else donors[:, None].expand(5, *shape[1:])
+    index = torch.arange(1 if len(shape) == 3 else shape[0]) + 9
+    assert same(fast(images.clone(), index=index, donors=donors), eager(images.clone(), index=index, donors=donors))
 
 
 def test_asynchronous_compiled_plans_equal_eager_ones(compiled: Any) -> None:

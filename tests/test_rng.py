@@ -87,3 +87,12 @@ def test_noise_of_a_sample_does_not_depend_on_its_batch_or_length(draw: Callable
     alone = torch.cat([draw(k[None], 1003) for k in key])
     assert torch.equal(whole, alone)
     assert torch.equal(draw(key, 17), whole[:, :17])
+
+
+@pytest.mark.parametrize("count", [1, 8, 135])
+def test_operators_keep_torchs_rules(count: int) -> None:
+    """Torch's own check: schema, fake results (shapes and strides too) and autograd registration."""
+    key = rng.keys(9, torch.arange(4))
+    torch.library.opcheck(torch.ops.gmml_aug.words.default, (key, 3, count))
+    torch.library.opcheck(torch.ops.gmml_aug.normal.default, (key, count))
+    torch.library.opcheck(torch.ops.gmml_aug.uint8.default, (key, count))

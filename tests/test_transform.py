@@ -129,6 +129,49 @@ def test_repr_shows_the_arguments() -> None:
     assert "seed=4" in text
 
 
+def test_numpys_integers_are_integers() -> None:
+    corrupt = GroupMask(np.int64(8), 0.5, group_size=(np.int64(1), np.int32(2)), seed=0)  # type: ignore[arg-type]
+    image = torch.zeros(3, 32, 32)
+    expected = corrupt(image, index=3)
+    assert torch.equal(corrupt(image, index=np.int64(3)).mask, expected.mask)
+    assert torch.equal(corrupt.sample((np.int64(3), 32, 32), index=3).mask, expected.mask)  # type: ignore[arg-type]
+
+
+def test_the_ratio_may_follow_a_schedule() -> None:
+    corrupt = GroupMask(8, 0.25, seed=0)
+    corrupt.ratio = 0.75
+    assert corrupt(torch.zeros(2, 3, 32, 32)).mask.flatten(1).sum(1).tolist() == [12, 12]
+    with pytest.raises(ValueError, match="reversed"):
+        corrupt.ratio = (0.9, 0.1)
+
+
+@pytest.mark.parametrize("fill", ["zeros", "noise", "alien", "shuffle", {"shuffle": 1, "alien": 1}])
+def test_gradients_in_place_are_those_out_of_place(fill: Any) -> None:
+    gradients = []
+    for inplace in (False, True):
+        images = torch.ones(4, 3, 16, 16, requires_grad=True)
+        noise = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+        GroupMask(4, 0.5, fill, seed=0, inplace=inplace)(images * noise).images.square().sum().backward()
+        gradients.append(images.grad)
+    assert torch.equal(*gradients)  # type: ignore[arg-type]
+
+
+def test_built_in_inference_mode_it_counts_outside() -> None:
+    with torch.inference_mode():
+        corrupt = GroupMask(8, seed=0)
+        corrupt(torch.zeros(2, 3, 32, 32))
+    corrupt(torch.zeros(2, 3, 32, 32))
+    assert corrupt.counter == 4
+
+
+def test_on_the_meta_device_it_does_not_draw_garbage() -> None:
+    with torch.device("meta"):
+        corrupt = GroupMask(8, 0.5, seed=0)
+    assert corrupt(torch.zeros(2, 3, 32, 32)).mask.sum() == 16
+    with pytest.raises(ValueError, match="meta device"):
+        corrupt.to("meta")(torch.zeros(2, 3, 32, 32))
+
+
 @pytest.mark.parametrize("seed", [-(2**63), -1, 0, 2**63, 2**64 - 1, np.int64(7)])
 def test_any_64_bit_seed(seed: int) -> None:
     masks = [GroupMask(1, 0.5, seed=seed).sample((1, 16, 16)).mask for _ in range(2)]
@@ -159,6 +202,7 @@ def test_any_64_bit_seed(seed: int) -> None:
         ({"p": "1"}, TypeError, "number"),
         ({"seed": 1.0}, TypeError, "int"),
         ({"seed": 2**64}, ValueError, "64 bits"),
+        ({"seed": True}, TypeError, "int"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments: dict[str, Any], error: type[Exception], words: str) -> None:
@@ -193,6 +237,11 @@ IMAGES = torch.zeros(4, 3, 32, 32)
         (IMAGES, {"donors": IMAGES.double()}, ValueError, "dtype and device"),
         (IMAGES, {"donors": IMAGES.to("meta")}, ValueError, "on meta"),
         (IMAGES, {"donors": [IMAGES]}, TypeError, "list"),
+        (IMAGES, {"donors": IMAGES}, ValueError, "the images themselves"),
+        (torch.zeros(1, 3, 32, 32).expand(4, 3, 32, 32), {}, ValueError, "share memory"),
+        (torch.zeros(3, 32, 40).as_strided((4, 3, 32, 32), (2, 1280, 40, 1)), {}, ValueError, "share memory"),
+        (torch.zeros(4, 3, 32, 32, requires_grad=True), {}, ValueError, "leaf"),
+        (torch.zeros(3, 32, 32, requires_grad=True), {"donors": IMAGES}, ValueError, "leaf"),
     ],
 )
 def test_wrong_input_is_refused_untouched(
@@ -231,6 +280,25 @@ def test_plans_that_do_not_fit_are_refused() -> None:
         corrupt.apply(images[:1], corrupt.sample(images[:1]))
     assert isinstance(plan, MaskPlan)
     assert plan._fields == ("mask", "fill", "donor", "key")
+
+
+@pytest.mark.parametrize(
+    ("field", "change", "error"),
+    [("mask", lambda mask: mask.to(torch.uint8), TypeError), ("key", lambda key: key[:2], ValueError)],
+)
+def test_plans_that_were_tampered_with_are_refused(field: str, change: Any, error: type[Exception]) -> None:
+    corrupt, images = GroupMask(8, 0.5), torch.zeros(4, 3, 32, 32)
+    plan = corrupt.sample(images)
+    with pytest.raises(error, match="mask"):
+        corrupt.apply(images, plan._replace(**{field: change(getattr(plan, field))}))
+
+
+def test_groups_too_many_to_draw_are_refused() -> None:
+    corrupt = GroupMask(1, 0.99999, group_size=(1, 2), seed=0)
+    with pytest.raises(ValueError, match="larger groups"):
+        corrupt.sample((1, 1, 1024, 1024))
+    assert corrupt.counter == 0
+    assert GroupMask(1, 1.0, group_size=(1, 2)).sample((1, 1, 1024, 1024)).mask.all()
 
 
 def test_more_patches_than_can_be_ordered_are_refused() -> None:
