@@ -267,9 +267,9 @@ def main(arguments: list[str] | None = None) -> None:
     images, classes = len(data.test), len(data.classes)  # type: ignore[arg-type]
     rates = "as searched beforehand for each side by tune.py" if tuned(args) else "not tuned for this; see tune.py"
     print(
-        f"\nAccuracy on {images} held-out images of {classes} classes after fine-tuning for {args.finetune_steps} steps "
-        f"on {args.labels_per_class} labelled images a class;\nmean and standard deviation over {args.draws} draws of "
-        f"the labelled images; learning rates {rates}.\n"
+        f"\nAccuracy on {images} held-out images of {classes} classes after fine-tuning for {args.finetune_steps} "
+        f"steps on\n{args.labels_per_class} labelled images a class; mean and standard deviation over {args.draws} "
+        f"draws of the labelled images;\nlearning rates {rates}.\n"
     )
     print(f"{'':14}{'accuracy':>18}{'learning rate':>16}   each draw")
     for side, (_, lr) in sides.items():

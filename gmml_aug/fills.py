@@ -87,7 +87,7 @@ class Zeros:
             )
         if images.dtype == torch.uint8 and not all(0 <= v <= 255 and v == int(v) for v in channels):
             raise ValueError(f"uint8 images hold whole numbers from 0 to 255, but Zeros has value={self.value!r}")
-        _check_range(images, self, max(map(abs, channels)))
+        _check_range(images, self, max(abs(v) for v in channels))
 
     def values(self, images: Tensor, plan: MaskPlan, donors: Tensor) -> Tensor:
         # Each number reaches the device as a kernel's argument: a tensor made from a list would wait for a copy.
