@@ -16,7 +16,7 @@ import json
 import math
 import os
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from accelerate.utils import set_seed
 from data import Data, load, pick_labelled
 from model import Autoencoder, Classifier
 from safetensors.torch import save_model
+from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
@@ -192,6 +193,17 @@ def accuracy(model: Classifier, loader: DataLoader[Any]) -> float:
     return 100 * hits.double().mean().item()
 
 
+def nearest_pixels(data: Data, labelled: list[int]) -> float:
+    """Return the accuracy, in percent, of the nearest labelled image in raw pixels: what no network at all reaches."""
+
+    def flat(dataset: Any, indices: Iterable[int]) -> tuple[Tensor, list[int]]:
+        images, labels = zip(*(dataset[i] for i in indices), strict=True)
+        return torch.stack(images).flatten(1), list(labels)
+
+    classifier = KNeighborsClassifier(1).fit(*flat(data.train_plain, labelled))
+    return 100 * float(classifier.score(*flat(data.test, range(len(data.test)))))  # type: ignore[arg-type]
+
+
 @torch.no_grad()
 def draw_reconstructions(args: argparse.Namespace, data: Data, model: Autoencoder, path: Path) -> None:
     """Draw a dozen held-out images, how they were corrupted, what the model made of them, and the masks."""
@@ -255,13 +267,14 @@ def main(arguments: list[str] | None = None) -> None:
 
     test = DataLoader(data.test, 256)
     sides = {"from scratch": (None, args.lr_scratch), "pretrained": (model, args.lr_pretrained)}
-    results: dict[str, list[float]] = {side: [] for side in sides}
+    results: dict[str, list[float]] = {side: [] for side in [*sides, "nearest pixels"]}
     for draw in range(args.draws):
         labelled = pick_labelled(data.train_labels, args.labels_per_class, draw)
         for side, (encoder, lr) in sides.items():
             label = f"fine-tuning {side}, {draw + 1} of {args.draws}"
             results[side].append(accuracy(finetune(args, data, encoder, labelled, lr, draw, label), test))
             metrics.append({"finetune": side, "draw": draw, "lr": lr, "accuracy": results[side][-1]})
+        results["nearest pixels"].append(nearest_pixels(data, labelled))
     (args.output / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
 
     images, classes = len(data.test), len(data.classes)  # type: ignore[arg-type]
@@ -272,11 +285,11 @@ def main(arguments: list[str] | None = None) -> None:
         f"draws of the labelled images;\nlearning rates {rates}.\n"
     )
     print(f"{'':14}{'accuracy':>18}{'learning rate':>16}   each draw")
-    for side, (_, lr) in sides.items():
-        values = results[side]
+    for side, values in results.items():
+        rate = f"{sides[side][1]:g}" if side in sides else "no network"
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
         each = "  ".join(f"{value:.1f}" for value in values)
-        print(f"{side:14}{statistics.mean(values):>9.1f} % ± {spread:>4.1f}{lr:>16g}   {each}")
+        print(f"{side:14}{statistics.mean(values):>9.1f} % ± {spread:>4.1f}{rate:>16}   {each}")
     gain = statistics.mean(results["pretrained"]) - statistics.mean(results["from scratch"])
     print(f"\nPretraining changed the accuracy by {gain:+.1f} points. Pictures, weights and metrics: {args.output}/")
 
