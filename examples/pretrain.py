@@ -47,7 +47,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "folder": {
         "image_size": 32, "patch_size": 4, "dim": 192, "depth": 6, "heads": 3, "group_size": (1, 3),
-        "steps": 2000, "batch_size": 128, "base_lr": 1e-3,
+        "steps": 2000, "batch_size": 128, "base_lr": 4e-3,
         "finetune_steps": 200, "finetune_batch_size": 50, "lr_scratch": 1e-3, "lr_pretrained": 1e-3,
     },
 }  # fmt: skip
@@ -287,9 +287,9 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{'':14}{'accuracy':>18}{'learning rate':>16}   each draw")
     for side, values in results.items():
         rate = f"{sides[side][1]:g}" if side in sides else "no network"
-        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        spread = f"± {statistics.stdev(values):>4.1f}" if len(values) > 1 else ""
         each = "  ".join(f"{value:.1f}" for value in values)
-        print(f"{side:14}{statistics.mean(values):>9.1f} % ± {spread:>4.1f}{rate:>16}   {each}")
+        print(f"{side:14}{statistics.mean(values):>9.1f} % {spread:6}{rate:>16}   {each}")
     gain = statistics.mean(results["pretrained"]) - statistics.mean(results["from scratch"])
     print(f"\nPretraining changed the accuracy by {gain:+.1f} points. Pictures, weights and metrics: {args.output}/")
 
