@@ -68,7 +68,7 @@ def digits() -> Data:
 
 
 def folder(path: Path, image_size: int) -> Data:
-    """Read ``path/train/<class>/*`` and ``path/test/<class>/*``, or hold out a fifth of ``path/<class>/*``."""
+    """Read ``path/train/<class>/*`` and ``path/test/<class>/*`` (or ``val``), or split ``path/<class>/*`` 4 to 1."""
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     to_tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
     augmented = v2.Compose(
@@ -80,10 +80,14 @@ def folder(path: Path, image_size: int) -> Data:
         ]
     )
     plain = v2.Compose([v2.Resize(image_size), v2.CenterCrop(image_size), *to_tensor])
-    if (path / "train").is_dir() and (path / "test").is_dir():
-        images, test = ImageFolder(path / "train", augmented), ImageFolder(path / "test", plain)
+    parts = {part.name: part for part in path.iterdir() if part.is_dir() and part.name in ("train", "test", "val")}
+    if parts:
+        held_out_part = parts.get("test") or parts.get("val")
+        if "train" not in parts or held_out_part is None:
+            raise SystemExit(f"{path} has {', '.join(parts)}; it needs train/ and test/ (or val/), or only the classes")
+        images, test = ImageFolder(path / "train", augmented), ImageFolder(held_out_part, plain)
         if images.classes != test.classes:
-            raise SystemExit(f"{path}: train/ has the classes {images.classes} but test/ has {test.classes}")
+            raise SystemExit(f"{path}: train/ has {images.classes}, but {held_out_part.name}/ has {test.classes}")
         train, train_plain, labels = images, ImageFolder(path / "train", plain), images.targets
     else:
         images, whole = ImageFolder(path, augmented), ImageFolder(path, plain)

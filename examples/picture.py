@@ -27,7 +27,7 @@ def main() -> None:
 
     fills = ("zeros", "noise", "alien", "shuffle")
     columns = {"photograph": photographs}
-    for fill in fills:  # one seed: the same patches are hidden in every column
+    for fill in fills:  # one seed: each fill hides the same patches
         columns[f'fill="{fill}"'] = GroupMask(16, ratio=0.5, fill=fill, seed=9)(photographs).images
     columns["noise,\ngroup_size=(1, 1)"] = GroupMask(16, ratio=0.5, group_size=(1, 1), seed=9)(photographs).images
 

@@ -6,7 +6,8 @@
 
 The run folder holds config.json, metrics.jsonl (a line for every ten steps and for every fine-tuning),
 autoencoder.safetensors, encoder.safetensors (the keys of a timm VisionTransformer) and reconstructions.png; files of an
-earlier run there are replaced. Method and schedule are those of arXiv 2205.14986, section 3 and 4.1.
+earlier run there are replaced. Method and schedule follow arXiv 2205.14986, sections 3 and 4.1; README.md here
+names the differences.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 import matplotlib as mpl
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
 from data import Data, load, pick_labelled
 from model import Autoencoder, Classifier
@@ -60,7 +61,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--labels-per-class", type=int, default=10, help="for fine-tuning")
     parser.add_argument("--draws", type=int, default=3, help="how often the labelled images are drawn anew")
-    known = parser.parse_known_args(arguments)[0].data
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--data", default="digits")
+    known = first.parse_known_args(arguments)[0].data
     for name, value in DEFAULTS["digits" if known == "digits" else "folder"].items():
         option = f"--{name.replace('_', '-')}"
         if isinstance(value, tuple):
@@ -68,15 +71,17 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         else:
             parser.add_argument(option, type=type(value), default=value, help=f"default {value}")
     args = parser.parse_args(arguments)
+    args.group_size = tuple(args.group_size)
+    if args.draws < 1:
+        parser.error(f"--draws is at least 1; got {args.draws}")
     args.output = args.output or Path("runs") / Path(args.data).name
     return args
 
 
 def tuned(args: argparse.Namespace) -> bool:
     """Tell whether the fine-tuning rates were searched for: on the digits, at the default settings."""
-    return args.data == "digits" and all(
-        getattr(args, name) == value for name, value in DEFAULTS["digits"].items() if name != "steps"
-    )
+    searched = {**DEFAULTS["digits"], "data": "digits", "labels_per_class": 10}
+    return all(getattr(args, name) == value for name, value in searched.items())
 
 
 def cosine(start: float, end: float, share: float) -> float:
@@ -167,6 +172,8 @@ def finetune(
     model = Classifier(build(args, data), len(data.classes))
     if encoder is not None:
         model.body.load_state_dict(encoder.state_dict())
+    device = PartialState().device
+    model.to(device)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
     batch_size = min(args.finetune_batch_size, len(labelled))
     batches = endless(DataLoader(Subset(data.train, labelled), batch_size, shuffle=True, drop_last=True))
@@ -177,7 +184,7 @@ def finetune(
                 lr * (step + 1) / warmup if step < warmup else cosine(lr, 0, (step - warmup) / (steps - warmup))
             )
         images, labels = next(batches)
-        loss = F.cross_entropy(model(images), labels)
+        loss = F.cross_entropy(model(images.to(device)), labels.to(device))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 3.0)
@@ -189,7 +196,8 @@ def finetune(
 def accuracy(model: Classifier, loader: DataLoader[Any]) -> float:
     """Return the share of images, in percent, that the model names rightly."""
     model.eval()
-    hits = torch.cat([model(images).argmax(1) == labels for images, labels in loader])
+    device = model.head.weight.device
+    hits = torch.cat([model(images.to(device)).argmax(1).cpu() == labels for images, labels in loader])
     return 100 * hits.double().mean().item()
 
 
@@ -245,6 +253,10 @@ def draw_reconstructions(args: argparse.Namespace, data: Data, model: Autoencode
     plt.close(figure)
 
 
+def write_metrics(args: argparse.Namespace, metrics: list[dict[str, Any]]) -> None:
+    (args.output / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
+
+
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     data = load(args.data, args.image_size)
@@ -263,6 +275,7 @@ def main(arguments: list[str] | None = None) -> None:
     (args.output / "config.json").write_text(json.dumps(vars(args), indent=2, default=str) + "\n")
     save_model(model, str(args.output / "autoencoder.safetensors"))
     save_model(model.encoder, str(args.output / "encoder.safetensors"))
+    write_metrics(args, metrics)
     draw_reconstructions(args, data, model, args.output / "reconstructions.png")
 
     test = DataLoader(data.test, 256)
@@ -275,7 +288,7 @@ def main(arguments: list[str] | None = None) -> None:
             results[side].append(accuracy(finetune(args, data, encoder, labelled, lr, draw, label), test))
             metrics.append({"finetune": side, "draw": draw, "lr": lr, "accuracy": results[side][-1]})
         results["nearest pixels"].append(nearest_pixels(data, labelled))
-    (args.output / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
+    write_metrics(args, metrics)
 
     images, classes = len(data.test), len(data.classes)  # type: ignore[arg-type]
     rates = "as searched beforehand for each side by tune.py" if tuned(args) else "not tuned for this; see tune.py"

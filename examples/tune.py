@@ -13,6 +13,7 @@ import json
 import statistics
 from pathlib import Path
 
+import torch
 from data import load, pick_labelled
 from pretrain import accuracy, build, finetune
 from safetensors.torch import load_model
@@ -40,7 +41,8 @@ def main() -> None:
                 reached = []
                 for draw in DRAWS:
                     labelled = pick_labelled(data.train_labels, args.labels_per_class, draw)
-                    others = sorted(set(range(len(data.train_labels))) - set(labelled))[:5000]
+                    shuffled = torch.randperm(len(data.train_labels), generator=torch.Generator().manual_seed(draw))
+                    others = [i for i in shuffled.tolist() if i not in labelled][:5000]
                     model = finetune(args, data, start, labelled, rate, draw, f"{side}, {rate:g}")
                     reached.append(accuracy(model, DataLoader(Subset(data.train_plain, others), 256)))
                 mean, spread = statistics.mean(reached), statistics.stdev(reached)

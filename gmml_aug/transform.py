@@ -111,8 +111,9 @@ class GroupMask(nn.Module):
             images: ``(B, C, H, W)``; one image ``(C, H, W)``; or clips ``(B, T, C, H, W)``, each with one mask for all
                 its frames. fp16, bf16, fp32, fp64 or uint8, on any device. A ``tv_tensors.Video`` of four dimensions
                 is one clip.
-            index: ``(B,)`` int64 (an int for one image), the samples' numbers, such as a data set's indices. With
-                them, masks and fills do not depend on how the samples are batched.
+            index: ``(B,)`` int64 (an int for one image), the samples' numbers, such as ``epoch * len(data) + i`` (a
+                bare ``i`` would hide the same patches in every epoch). With them and an int seed, masks, fills and the
+                donors of a pool do not depend on how the samples are batched; a donor from the batch does.
             donors: ``(N, C, H, W)`` or ``(N, T, C, H, W)``, of the images' dtype and device: where alien patches come
                 from instead of the batch. Only :class:`Alien` takes from it; that no image is among its own donors is
                 then up to the caller.

@@ -54,12 +54,12 @@ def test_the_encoder_loads_into_plain_timm(tmp_path: Path, pretrain: Callable[..
     assert vit(torch.zeros(1, 1, 8, 8)).shape == (1, 64)
 
 
-@pytest.mark.parametrize("split", [True, False])
+@pytest.mark.parametrize("parts", [("train", "test"), ("train", "val"), (".",)])
 def test_a_folder_of_images(
-    tmp_path: Path, split: bool, pretrain: Callable[..., None], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, parts: tuple[str, ...], pretrain: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     image = pytest.importorskip("PIL.Image")
-    for part, number in (("train", 12), ("test", 4)) if split else ((".", 20),):
+    for part, number in zip(parts, (12, 4) if len(parts) == 2 else (20,), strict=True):
         for color in ("red", "green"):
             folder = tmp_path / "data" / part / color
             folder.mkdir(parents=True)
@@ -71,6 +71,19 @@ def test_a_folder_of_images(
     assert (tmp_path / "run/reconstructions.png").exists()
 
 
+def test_half_a_split_is_refused(tmp_path: Path, pretrain: Callable[..., None]) -> None:
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    with pytest.raises(SystemExit, match="it needs train/ and test/"):
+        pretrain("--data", tmp_path / "data", "--output", tmp_path / "run")
+
+
+def test_help_lists_every_option(pretrain: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        pretrain("--help")
+    printed = capsys.readouterr().out
+    assert all(option in printed for option in ("--data", "--steps", "--base-lr", "--lr-scratch", "--group-size"))
+
+
 @pytest.mark.parametrize(
     ("words", "error"),
     [
@@ -78,6 +91,7 @@ def test_a_folder_of_images(
         (("--labels-per-class", 1000), "have fewer"),
         (("--patch-size", 3), "multiple of the patch"),
         (("--image-size", 16), "digits are 8 pixels"),
+        (("--draws", 0), "2"),  # argparse's exit status
     ],
 )
 def test_wrong_arguments_end_before_anything_is_written(
