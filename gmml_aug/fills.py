@@ -24,7 +24,16 @@ class Fill(Protocol):
     """What :class:`~gmml_aug.GroupMask` asks of a fill."""
 
     def check(self, images: Tensor, grid: tuple[int, int], donors: Tensor | None) -> None:
-        """Raise a ValueError or TypeError if these images cannot be filled this way."""
+        """Refuse what cannot be filled this way, before anything is drawn or written.
+
+        Args:
+            images: ``(B, C, H, W)`` or ``(B, T, C, H, W)``, floating or uint8.
+            grid: (height, width) in patches.
+            donors: ``(N, ...)`` like the images, or None where donors are to come from the batch.
+
+        Raises:
+            ValueError, TypeError: the images do not suit the fill.
+        """
 
     def values(self, images: Tensor, plan: MaskPlan, donors: Tensor) -> Tensor:
         """Return a value for every pixel.
@@ -37,12 +46,6 @@ class Fill(Protocol):
         Returns:
             A tensor of the images' dtype and device that broadcasts to their shape.
         """
-
-
-def _expand(per_image: Tensor, images: Tensor) -> Tensor:
-    """Insert the dimensions between B and what is given of it, so that it broadcasts to the images."""
-    missing = images.ndim - per_image.ndim
-    return per_image[(slice(None), *(None,) * missing)]
 
 
 def _check_range(images: Tensor, fill: object, largest: float) -> None:
@@ -189,7 +192,10 @@ class Shuffle:
         jump = patch_to_pixel((down * width + across).view(-1, rows, columns), patch).flatten(1)
         pixel = torch.arange(height * width, device=mask.device) + jump
         flat = images.flatten(-2)
-        return flat.gather(-1, _expand(pixel, flat).expand(flat.shape)).view(images.shape)
+        pixel = pixel.view(
+            images.shape[0], *(1,) * (flat.ndim - 2), height * width
+        )  # the same in every channel and frame
+        return flat.gather(-1, pixel.expand(flat.shape)).view(images.shape)
 
 
 _BY_NAME: dict[str, Fill] = {"zeros": Zeros(), "noise": Noise(), "alien": Alien(), "shuffle": Shuffle()}

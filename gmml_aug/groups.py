@@ -64,10 +64,10 @@ def rectangles_needed(
     - Markov's inequality, N b / (N a): rigorous, and the better one for the last few patches of a high ratio;
     - Chernoff's bound for a binomial of N / (mean group area) independent cells, exp(-cells KL(a || b)): a group
       decides about its whole area at once, so that many patches are about as good as independent. Measured against
-      200,000 images for each of 49 settings, it asks for 1.5 to 10 times what the slowest image needed.
+      200,000 images for each of 49 settings (once, by hand), it asks for 1.5 to 10 times what the slowest image needed.
 
     Running out would still hide the exact count (see :func:`masks`). No rectangle is needed where each patch is a
-    group of its own or where all or none are hidden: there the rank of the patches decides.
+    group of its own, whose rank decides, or where no patch is hidden.
     """
     patches = rows * columns
     if most == 0 or (heights, widths) == ((1, 1), (1, 1)):

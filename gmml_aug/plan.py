@@ -39,12 +39,8 @@ class MaskPlan(NamedTuple):
 
     def pool_donor(self, size: int) -> Tensor:
         """Return which of ``size`` separate donors each image takes: ``(B,)`` int64, whatever the batch."""
-        return rng.below(rng.halves(_fill_word(self.key))[1], size)
-
-
-def _fill_word(key: Tensor) -> Tensor:
-    word: Tensor = torch.ops.gmml_aug.words(key.reshape(-1), rng.FILL_SLOT, 1)
-    return word.reshape(key.shape)
+        word: Tensor = torch.ops.gmml_aug.words(self.key.reshape(-1), rng.FILL_SLOT, 1)
+        return rng.below(rng.halves(word.reshape(self.key.shape))[1], size)
 
 
 def group_rank() -> int | None:
