@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from . import rng
-from .grid import patch_to_pixel
 from .plan import MaskPlan
 
 
@@ -36,12 +35,12 @@ class Fill(Protocol):
         """
 
     def values(self, images: Tensor, plan: MaskPlan, donors: Tensor) -> Tensor:
-        """Return a value for every pixel.
+        """Return a value for every pixel; those of visible ones are not used.
 
         Args:
             images: ``(B, C, H, W)`` or ``(B, T, C, H, W)``, floating or uint8; not to be written to.
             plan: what was drawn for them; ``plan.donor`` counts in ``donors``.
-            donors: ``(N, C, H, W)`` or ``(N, T, C, H, W)``: the images themselves or a pool.
+            donors: ``(N, C, H, W)`` or ``(N, T, C, H, W)``: the whole batch or a pool.
 
         Returns:
             A tensor of the images' dtype and device that broadcasts to their shape.
@@ -71,19 +70,20 @@ class Zeros:
         value = self.value
         if isinstance(value, Sequence) and not isinstance(value, str):
             object.__setattr__(self, "value", tuple(value))
-        if not self._channels():
+        if not self.channels():
             raise ValueError("Zeros takes a number or one per channel; got an empty sequence")
-        for number in self._channels():
+        for number in self.channels():
             if isinstance(number, bool) or not isinstance(number, numbers.Real):
                 raise TypeError(f"Zeros takes a number or one per channel; got value={value!r}")
             if not math.isfinite(number):
                 raise ValueError(f"Zeros takes finite numbers; got value={value!r}")
 
-    def _channels(self) -> tuple[float, ...]:
+    def channels(self) -> tuple[float, ...]:
+        """Return the value of each channel, or one for all."""
         return self.value if isinstance(self.value, tuple) else (self.value,)
 
     def check(self, images: Tensor, grid: tuple[int, int], donors: Tensor | None) -> None:
-        channels = self._channels()
+        channels = self.channels()
         if isinstance(self.value, tuple) and len(channels) != images.shape[-3]:
             raise ValueError(
                 f"Zeros has {len(channels)} values, one per channel, but the images have {images.shape[-3]} channels"
@@ -94,7 +94,7 @@ class Zeros:
 
     def values(self, images: Tensor, plan: MaskPlan, donors: Tensor) -> Tensor:
         # Each number reaches the device as a kernel's argument: a tensor made from a list would wait for a copy.
-        channels = [images.new_full((1, 1, 1), number) for number in self._channels()]
+        channels = [images.new_full((1, 1, 1), number) for number in self.channels()]
         return torch.cat(channels) if len(channels) > 1 else channels[0]
 
 
@@ -102,8 +102,8 @@ class Zeros:
 class Noise:
     """Normal noise for floating images; for uint8 ones, uniform noise over 0..255.
 
-    The values depend on the sample's key and the pixel's place in the image alone, and are drawn at 16 bits:
-    65,536 levels, none further than 4.33 standard deviations from the mean.
+    The values depend on the sample's key, the patch and the pixel's place in it alone, and are drawn at 16 bits: 65,536
+    levels, none further than 4.33 standard deviations from the mean.
 
     Args:
         mean: of the normal distribution, in the images' unit.
@@ -134,14 +134,23 @@ class Noise:
         _check_range(images, self, abs(self.mean) + 4.33 * self.std)
 
     def values(self, images: Tensor, plan: MaskPlan, donors: Tensor) -> Tensor:
-        count = math.prod(images.shape[1:])
-        if images.dtype == torch.uint8:
-            bytes_: Tensor = torch.ops.gmml_aug.uint8(plan.key, count)
-            return bytes_.view(images.shape)
-        noise: Tensor = torch.ops.gmml_aug.normal(plan.key, count).view(images.shape)
+        rows, columns = plan.mask.shape[1:]
+        patch = (images.shape[-2] // rows, images.shape[-1] // columns)
+        planes = math.prod(images.shape[1:-2])
+        pixels = planes * patch[0] * patch[1]
+        noise: Tensor = torch.ops.gmml_aug.noise(plan.key, rows * columns, pixels, images.dtype)
+        inner = self._scale(noise, images.dtype).view(len(images), rows, columns, planes, *patch)
+        return inner.permute(0, 3, 1, 4, 2, 5).reshape(images.shape)
+
+    def patches(self, key: Tensor, place: Tensor, pixels: int, dtype: torch.dtype) -> Tensor:
+        """Return the noise of some patches, of their images' keys and their row-major places: ``(n, pixels)``."""
+        patch_key = rng.patch_keys(key, place, rng.noise_words(pixels, dtype))
+        return self._scale(rng.noise(patch_key, pixels, dtype), dtype)
+
+    def _scale(self, noise: Tensor, dtype: torch.dtype) -> Tensor:
         if (self.mean, self.std) != (0, 1):
             noise = noise * self.std + self.mean
-        return noise.to(images.dtype)
+        return noise.to(dtype)
 
 
 @dataclass(frozen=True)
@@ -173,7 +182,8 @@ class Shuffle:
                 "shuffle needs another patch in the image, and this grid has only one; use a smaller patch_size"
             )
 
-    def values(self, images: Tensor, plan: MaskPlan, donors: Tensor) -> Tensor:
+    def sources(self, plan: MaskPlan) -> Tensor:
+        """Return the row-major place of the patch that each patch takes, if it is hidden: ``(B, patches)`` int64."""
         mask = plan.mask.flatten(1)
         patches = mask.shape[1]
         draw, _ = rng.halves(torch.ops.gmml_aug.words(plan.key, rng.SHUFFLE_SLOT, patches))
@@ -181,21 +191,18 @@ class Shuffle:
         visible = patches - mask.sum(1, keepdim=True)
         place = torch.arange(patches, device=mask.device)
         anywhere_else = (place + 1 + rng.below(draw, patches - 1)) % patches
-        source = torch.where(visible > 0, visible_first.gather(1, rng.below(draw, visible)), anywhere_else)
+        return torch.where(visible > 0, visible_first.gather(1, rng.below(draw, visible)), anywhere_else)
 
-        height, width = images.shape[-2:]
+    def values(self, images: Tensor, plan: MaskPlan, donors: Tensor) -> Tensor:
         rows, columns = plan.mask.shape[1:]
-        patch = (height // rows, width // columns)
-        # A pixel moves by as many rows and columns of patches as its patch does.
-        down = (source // columns - place // columns) * patch[0]
-        across = (source % columns - place % columns) * patch[1]
-        jump = patch_to_pixel((down * width + across).view(-1, rows, columns), patch).flatten(1)
-        pixel = torch.arange(height * width, device=mask.device) + jump
-        flat = images.flatten(-2)
-        pixel = pixel.view(
-            images.shape[0], *(1,) * (flat.ndim - 2), height * width
-        )  # the same in every channel and frame
-        return flat.gather(-1, pixel.expand(flat.shape)).view(images.shape)
+        patch = (images.shape[-2] // rows, images.shape[-1] // columns)
+        patches = images.unflatten(-1, (columns, patch[1])).unflatten(-3, (rows, patch[0])).movedim((-4, -2), (1, 2))
+        inner = patches.shape[3:]
+        patches = patches.reshape(len(images), rows * columns, math.prod(inner))
+        source = self.sources(plan)[..., None].expand(-1, -1, patches.shape[2])
+        moved = patches.gather(1, source).view(len(images), rows, columns, *inner)
+        mixed: Tensor = moved.movedim((1, 2), (-4, -2)).reshape(images.shape)
+        return mixed
 
 
 _BY_NAME: dict[str, Fill] = {"zeros": Zeros(), "noise": Noise(), "alien": Alien(), "shuffle": Shuffle()}

@@ -27,7 +27,7 @@ def grid_size(height: int, width: int, patch_size: tuple[int, int]) -> tuple[int
 
 def is_int(value: object) -> bool:
     """Tell whether a value is a whole number, NumPy's and torch.compile's included, but no bool."""
-    return isinstance(value, (numbers.Integral, torch.SymInt)) and not isinstance(value, bool)
+    return type(value) is int or (isinstance(value, (numbers.Integral, torch.SymInt)) and not isinstance(value, bool))
 
 
 def as_patch_size(patch_size: int | tuple[int, int]) -> tuple[int, int]:

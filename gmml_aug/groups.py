@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import rng
 
-_WORD = 64  # rectangles that share an int64, one bit each
-_CHUNK_CELLS = 2**22  # int64 cells (32 MiB) that one step of the batch may use for its bit sets
+WORD = 63  # rectangles that share an int64, one bit each; the sign bit stays free
+_CPU_CELLS = 2**17  # int64 cells that one step of a batch may use on a CPU: its tensors then stay in the caches
+_CELLS = 2**22  # the same elsewhere, a limit on memory
 
 
 def group_range(side: int, group_size: tuple[int, int] | None) -> tuple[int, int]:
@@ -95,14 +97,14 @@ def rectangles_needed(
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)
-    return -(-high // _WORD) * _WORD
+    return -(-high // WORD) * WORD
 
 
-def counts(key: Tensor, patches: int, ratio: tuple[float, float], p: float) -> Tensor:
+def counts(word: Tensor, patches: int, ratio: tuple[float, float], p: float) -> Tensor:
     """Return how many patches each image hides: round(ratio * patches), half to even; 0 where p leaves it alone.
 
     Args:
-        key: ``(B,)`` int64.
+        word: ``(B,)`` int64, random.
         patches: how many an image has.
         ratio: (low, high) of the uniform distribution of each image's ratio.
         p: probability that an image is corrupted.
@@ -110,80 +112,156 @@ def counts(key: Tensor, patches: int, ratio: tuple[float, float], p: float) -> T
     Returns:
         ``(B,)`` int64.
     """
-    for_ratio, for_p = rng.halves(rng.words(key, rng.COUNT_SLOT, 1)[:, 0])
     low, high = round(ratio[0] * patches), round(ratio[1] * patches)
-    if low == high:
-        count = torch.full_like(key, low)
-    else:
-        # ratio * patches in units of 2^-16; 24 bits of the draw, so that the product stays below 2^63.
-        start, stop = round(ratio[0] * patches * 2**16), round(ratio[1] * patches * 2**16)
-        exact = start + (((for_ratio >> 8) * (stop - start)) >> 24)
-        count = (exact + 2**15) >> 16
-        tie = (exact & 0xFFFF) == 2**15
-        count = (count - (tie & (count % 2 == 1)).to(torch.int64)).clamp(low, high)
+    if low == high and p == 1:
+        return torch.full_like(word, low)
+    for_ratio, for_p = rng.halves(word)
+    # ratio * patches in units of 2^-16; 24 bits of the draw, so that the product stays below 2^63.
+    start, stop = round(ratio[0] * patches * 2**16), round(ratio[1] * patches * 2**16)
+    exact = start + (((for_ratio >> 8) * (stop - start)) >> 24)
+    count = (exact + 2**15) >> 16
+    tie = (exact & 0xFFFF) == 2**15
+    count = (count - (tie & (count % 2 == 1)).to(torch.int64)).clamp(low, high)
     return torch.where(for_p < round(p * 2**32), count, 0)
 
 
-def _rectangles(
-    key: Tensor, number: int, side: tuple[int, int], sizes: tuple[tuple[int, int], tuple[int, int]], inside: bool
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Draw each image's rectangles: for rows and for columns, (first, one past the last), each ``(B, number)``."""
-    word = rng.words(key, rng.RECTANGLE_SLOT, 2 * number).view(-1, number, 2)
-    spans = []
-    for axis, draw in enumerate(rng.halves(word)):
-        low, high = sizes[axis]
-        extent = low + rng.below(draw[..., 0], high - low + 1)
-        if inside:
-            start = rng.below(draw[..., 1], side[axis] - extent + 1)
-        else:
-            # Every start at which at least one patch lies on the grid is as likely as any other, so a group of
-            # this extent covers each patch equally often: nothing starves at the border.
-            start = rng.below(draw[..., 1], side[axis] + extent - 1) - (extent - 1)
-        spans.append((start.clamp(min=0), (start + extent).clamp(max=side[axis])))
-    rows, columns = spans
-    return rows, columns
+class _Spans(NamedTuple):
+    """What is the same for every image, by rectangle and axis: ``(2 K,)`` int64 each, rows and columns in turn.
 
-
-def _bit_sets(first: Tensor, last: Tensor, side: int) -> Tensor:
-    """Return which of the K spans cover each place of an axis, as bits: ``(B, K)`` twice -> ``(B, K / 64, side)``.
-
-    A span adds its bit where it begins and takes it away where it ends, so a running sum holds it in between. Every
-    span has a bit of its own, therefore nothing carries.
+    An axis of n patches has n + 1 cells, the last one for spans that end with the grid; the cells of the rows, then of
+    the columns, follow each other, and those of the next 63 rectangles follow these.
     """
-    batch, number = first.shape
-    k = torch.arange(number, device=first.device)
-    bit = (torch.ones_like(k) << (k % _WORD)).expand(batch, number)
-    row = k // _WORD * (side + 1)
-    steps = first.new_zeros(batch, number // _WORD * (side + 1))
-    steps.scatter_add_(1, first + row, bit)
-    steps.scatter_add_(1, last + row, -bit)
-    return steps.view(batch, number // _WORD, side + 1).cumsum(2)[..., :side]
+
+    sizes: Tensor  # how many a group's side has to choose from
+    smallest: Tensor  # the smallest size, and half of `sizes` for a signed draw, in units of 2^-32
+    bound: Tensor  # how many places there are, without the group's size
+    begin: Tensor  # the first cell of the axis
+    end: Tensor  # its last one
+    bit: Tensor
+    unset: Tensor
 
 
-def first_rectangle(rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor], height: int, width: int) -> Tensor:
+@lru_cache(maxsize=64)
+def _spans(
+    number: int,
+    grid: tuple[int, int],
+    group_size: tuple[tuple[int, int], tuple[int, int]],
+    inside: bool,
+    device: torch.device,
+) -> _Spans:
+    def by_axis(rows: int, columns: int) -> Tensor:
+        return torch.tensor([rows, columns], device="cpu").expand(number, 2)
+
+    k = torch.arange(number, device="cpu")[:, None]
+    sizes = by_axis(*(high - low + 1 for low, high in group_size))
+    smallest = by_axis(*(low << 32 for low, _ in group_size)) + sizes * 2**31
+    bound = by_axis(*(side + 1 if inside else side - 1 for side in grid))
+    begin = k // WORD * (grid[0] + grid[1] + 2) + by_axis(0, grid[0] + 1)
+    bit = (torch.ones_like(k) << k % WORD).expand(number, 2)
+    fields = (sizes, smallest, bound, begin, begin + by_axis(*grid), bit, -bit)
+    return _Spans(*(field.reshape(-1).to(device, non_blocking=True) for field in fields))
+
+
+def _bit_sets(
+    key: Tensor,
+    grid: tuple[int, int],
+    group_size: tuple[tuple[int, int], tuple[int, int]],
+    inside: bool,
+    rectangles: int,
+) -> tuple[Tensor, Tensor]:
+    """Draw the rectangles: which of them cover each row and each column, as bits: ``(B, K / 63, side)`` int64."""
+    spans = _spans(rectangles, grid, group_size, inside, key.device)
+    word = rng.words(key, rng.RECTANGLE_SLOT, 2 * rectangles)
+    size = (word >> 32).mul_(spans.sizes).add_(spans.smallest).bitwise_right_shift_(32)  # the upper half, signed
+    place = word.bitwise_and_(2**32 - 1)
+    if inside:
+        first = place.mul_(spans.bound - size).bitwise_right_shift_(32).add_(spans.begin)
+        last = first + size
+    else:
+        # Every place at which at least one patch lies on the grid is as likely as any other, so a group of this size
+        # covers each patch equally often: nothing starves at the border.
+        last = place.mul_(spans.bound + size).bitwise_right_shift_(32).add_(spans.begin).add_(1)
+        first = torch.maximum(last - size, spans.begin)
+        last = torch.minimum(last, spans.end)
+    # A span adds its bit where it begins and takes it away where it ends, so a running sum holds it in between. Every
+    # span has a bit of its own, therefore nothing carries.
+    cells = grid[0] + grid[1] + 2
+    steps = word.new_zeros(len(key), rectangles // WORD * cells)
+    steps.scatter_add_(1, first, spans.bit.expand_as(first)).scatter_add_(1, last, spans.unset.expand_as(last))
+    sets = steps.view(len(key), rectangles // WORD, cells).cumsum(2)
+    return sets[..., : grid[0]], sets[..., grid[0] + 1 : -1]
+
+
+def _first(rows: Tensor, columns: Tensor) -> Tensor:
     """Return the number of the first rectangle that covers each patch.
 
     Args:
-        rows: (first, one past the last) of each rectangle, ``(B, K)`` int64 each, K a multiple of 64.
-        columns: the same across.
-        height: of the grid, in patches.
-        width: of the grid, in patches.
+        rows: which of the K rectangles cover each row, ``(B, K / 63, height)`` int64.
+        columns: the same across, ``(B, K / 63, width)``.
 
     Returns:
         ``(B, height * width)`` int64, row-major; K where no rectangle covers the patch.
     """
-    number = rows[0].shape[1]
-    covering = _bit_sets(*rows, height)[..., :, None] & _bit_sets(*columns, width)[..., None, :]
-    lowest = covering & -covering
-    # A power of two is exact in float32, and its exponent is the number of the bit.
-    bit = ((lowest.to(torch.float32).view(torch.int32) >> 23) & 0xFF) - 127
-    word = torch.arange(number // _WORD, device=bit.device, dtype=torch.int32)[:, None, None] * _WORD
-    return torch.where(covering == 0, number, bit + word).amin(1).flatten(1).to(torch.int64)
+    covering = rows[..., :, None] & columns[..., None, :]
+    covering &= -covering  # the lowest bit
+    # A power of two is exact in float32, and its exponent is the number of the bit; without one it is -127.
+    bit = covering.to(torch.float32).view(torch.int32)
+    bit.bitwise_right_shift_(23).sub_(127).bitwise_and_(2**30 - 1)
+    words = bit.shape[1]
+    if words > 1:
+        bit = bit.add_(torch.arange(words, device=bit.device, dtype=torch.int32)[:, None, None] * WORD).amin(
+            1, keepdim=True
+        )
+    return bit.clamp_(max=words * WORD).flatten(1).to(torch.int64)
+
+
+def _random(key: Tensor, count: Tensor, among: Tensor) -> Tensor:
+    """Choose ``count`` ``(B, 1)`` of the patches ``among`` ``(B, patches)`` bool at random."""
+    patches = among.shape[1]
+    rank = rng.words(key, rng.PATCH_SLOT, patches).bitwise_and_(2**20 - 1)
+    order = (rank << 22).add_(torch.arange(patches, device=key.device))  # unique: 2^22 places
+    order.masked_fill_(~among, 2**63 - 1)
+    at = (count - 1).clamp(min=0)
+    if key.device.type == "cpu" and len(at) and bool((at == at[0]).all()):
+        last = order.kthvalue(int(at[0]) + 1, dim=1, keepdim=True).values  # selects, which is less work than sorting
+    else:
+        last = order.sort(1).values.gather(1, at)
+    return (order <= last).logical_and_(count > 0)
+
+
+def _draw(
+    key: Tensor,
+    count: Tensor,
+    backwards: Tensor,
+    grid: tuple[int, int],
+    group_size: tuple[tuple[int, int], tuple[int, int]],
+    inside: bool,
+    rectangles: int,
+) -> tuple[Tensor, Tensor]:
+    """Return the hidden patches ``(B, patches)``, and whether the rectangles were too few ``(B, 1)``."""
+    first = _first(*_bit_sets(key, grid, group_size, inside, rectangles))
+    # How many patches each rectangle adds, and the one with which the count is reached.
+    adds = first.new_zeros(len(key), rectangles + 1)
+    adds.scatter_add_(1, first, first.new_ones(()).expand_as(first))
+    total = adds.cumsum(1)
+    last = torch.searchsorted(total, count)
+    whole = adds.gather(1, last)
+    rest = count - total.gather(1, last) + whole
+    # Of the last one `rest` patches are hidden, from its beginning or its end.
+    rank = (first == last).cumsum(1)
+    rank.mul_(1 - 2 * backwards.to(torch.int64)).add_((whole + 1) * backwards)
+    ran_out = last == rectangles
+    hidden = rank.add_(first, alpha=2**23) <= last * 2**23 + rest  # a rank is at most 2^22
+    if key.device.type != "cpu" or bool(ran_out.any()):
+        uncovered = first == rectangles
+        hidden = torch.where(ran_out, ~uncovered | _random(key, rest, uncovered), hidden)
+    return hidden, ran_out
 
 
 def masks(
     key: Tensor,
     count: Tensor,
+    backwards: Tensor,
     grid: tuple[int, int],
     group_size: tuple[tuple[int, int], tuple[int, int]],
     inside: bool,
@@ -194,10 +272,12 @@ def masks(
     Args:
         key: ``(B,)`` int64, one for each image.
         count: ``(B,)`` int64, how many patches each image hides.
+        backwards: ``(B,)`` bool, which images have their last group cut from its beginning rather than from its end:
+            cutting always from the same side would hide that side's corner less often.
         grid: (height, width) in patches.
         group_size: (smallest, largest) height of a group and the same for its width, in patches.
         inside: groups lie wholly on the grid, rather than hanging over its border.
-        rectangles: how many to draw, a multiple of 64. Patches that none covers come last, in random order: with
+        rectangles: how many to draw, a multiple of 63. Patches that none covers come last, in random order: with
             too few rectangles the count is still exact and no patch is preferred, and with none this is the random
             masking of single patches.
 
@@ -205,20 +285,19 @@ def masks(
         ``(B, height, width)`` bool, True = hidden; ``count`` of them in each image.
     """
     patches = grid[0] * grid[1]
-    step = max(1, _CHUNK_CELLS // (patches * max(1, rectangles // _WORD)))
-    if len(key) > step:
-        parts = zip(torch.split(key, step), torch.split(count, step), strict=True)
-        return torch.cat([masks(k, n, grid, group_size, inside, rectangles) for k, n in parts])
-    place = torch.arange(patches, device=key.device)
-    rank = rng.words(key, rng.PATCH_SLOT, patches) & (2**20 - 1)
-    if rectangles:
-        rows, columns = _rectangles(key, rectangles, grid, group_size, inside)
-        first = first_rectangle(rows, columns, *grid)
-        rank = torch.where(first < rectangles, 0, rank)
-        # Cutting the last group always from the same side would hide that side's corner more often.
-        backwards = rng.words(key, rng.CUT_SLOT, 1) < 0
-        place = torch.where(backwards, patches - 1 - place, place)
-        rank = (first << 20) | rank
-    order = (rank << 22) | place  # unique: 2^21 rectangles, 2^20 ranks, 2^22 places
-    last = order.sort(1).values.gather(1, (count - 1).clamp(min=0)[:, None])
-    return ((order <= last) & (count > 0)[:, None]).view(-1, *grid)
+    on_cpu = key.device.type == "cpu"
+    # On a CPU fewer are drawn first: they are nearly always enough, and where not, another try changes nothing else.
+    number = -(-rectangles * 2 // (5 * WORD)) * WORD if on_cpu else rectangles
+    cells = len(key) * max(patches * max(1, number // WORD), 2 * number)
+    parts = -(-cells // (_CPU_CELLS if on_cpu else _CELLS))
+    if parts > 1 and len(key) > 1:
+        pieces = zip(key.tensor_split(parts), count.tensor_split(parts), backwards.tensor_split(parts), strict=True)
+        return torch.cat([masks(k, n, b, grid, group_size, inside, rectangles) for k, n, b in pieces if len(k)])
+    count, backwards = count[:, None], backwards[:, None]
+    if not rectangles:
+        hidden = _random(key, count, torch.ones((), dtype=torch.bool, device=key.device).expand(len(key), patches))
+    else:
+        hidden, ran_out = _draw(key, count, backwards, grid, group_size, inside, number)
+        if number < rectangles and len(again := ran_out.nonzero()[:, 0]):
+            hidden[again] = _draw(key[again], count[again], backwards[again], grid, group_size, inside, rectangles)[0]
+    return hidden.view(-1, *grid)

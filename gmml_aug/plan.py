@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import warnings
+from array import array
 from collections.abc import Sequence
+from functools import lru_cache
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import groups, rng
+from . import groups, rng, single
 
 _MOST_CELLS = 2**27  # int64 cells (1 GiB) that the bit sets of one image may take
+_FEW_RECTANGLES, _FEW_PATCHES = 1024, 4096  # are drawn in Python's integers on a CPU: measured, see benchmarks/
+_AHEAD, _AHEAD_PATCHES = 64, 1024  # so many samples of a counted stream are drawn at once, on grids up to this size
 
 
 class MaskPlan(NamedTuple):
@@ -65,6 +72,93 @@ def _stream(home_rank: int | None) -> int:
     return rank << 32 | (0 if worker is None else worker.id + 1)
 
 
+@lru_cache(maxsize=16)
+def kernels_for(device: torch.device) -> ModuleType | None:
+    """Return :mod:`gmml_aug.kernels` where it runs: on a GPU of compute capability 8.0 or more, with Triton."""
+    if device.type != "cuda" or torch.version.hip or importlib.util.find_spec("triton") is None:
+        return None
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return None
+    try:
+        kernels = importlib.import_module(".kernels", __package__)
+        kernels.draw(0, 0, None, 1, device, Settings((2, 2), (0.5, 0.5), ((1, 1), (1, 1)), False, 1.0, (1.0,), 0))
+    except Exception as error:  # no C compiler, say, which Triton needs at run time
+        warnings.warn(f"gmml_aug does without its Triton kernels, which failed here: {error}", stacklevel=2)
+        return None
+    return kernels
+
+
+class Settings(NamedTuple):
+    """What is asked of every image alike; group sizes are (smallest, largest) for the height and for the width."""
+
+    grid: tuple[int, int]
+    ratio: tuple[float, float]
+    group_size: tuple[tuple[int, int], tuple[int, int]]
+    inside: bool
+    p: float
+    weights: tuple[float, ...]
+    rectangles: int  # how many to draw
+
+    def shares(self) -> list[int]:
+        """Return where, in units of 2^-32, each fill after the first begins."""
+        return [round(sum(self.weights[:i]) / sum(self.weights) * 2**32) for i in range(1, len(self.weights))]
+
+
+Drawn = tuple[Tensor, Tensor, Tensor, Tensor]  # the fields of a MaskPlan
+
+
+def _draw_batch(root: int | Tensor, samples: Tensor, settings: Settings) -> Drawn:
+    batch, (rows, columns) = len(samples), settings.grid
+    key = rng.keys(root, samples)
+    head = rng.words(key, 0, rng.RECTANGLE_SLOT)
+    count = groups.counts(head[:, rng.COUNT_SLOT], rows * columns, settings.ratio, settings.p)
+    backwards = head[:, rng.CUT_SLOT] < 0
+    mask = groups.masks(key, count, backwards, settings.grid, settings.group_size, settings.inside, settings.rectangles)
+    for_fill, for_donor = rng.halves(head[:, rng.FILL_SLOT])
+    fill = torch.zeros_like(key)
+    for share in settings.shares():
+        fill += for_fill >= share
+    if batch == 1:
+        return mask, fill, torch.full_like(key, -1), key
+    place = torch.arange(batch, device=key.device)
+    return mask, fill, (place + 1 + rng.below(for_donor, batch - 1)) % batch, key
+
+
+def _draw_few(root: int, samples: list[int], settings: Settings) -> Drawn:
+    """Draw image by image: the same bits, and quicker for a few of them."""
+    batch, (rows, columns) = len(samples), settings.grid
+    shares = settings.shares()
+    masks, fills, donors, keys = bytearray(), array("q"), array("q"), array("q")
+    for place, sample in enumerate(samples):
+        key = rng.mix(root + sample * rng.GAMMA)
+        backwards = rng.mix(key + rng.CUT_SLOT * rng.GAMMA) >> 63 == 1
+        count = single.count(rng.mix(key), rows * columns, settings.ratio, settings.p)
+        mask = single.mask(
+            key, count, backwards, settings.grid, settings.group_size, settings.inside, settings.rectangles
+        )
+        if mask is None:
+            return _draw_batch(root, torch.tensor([rng.signed(s) for s in samples], device="cpu"), settings)
+        masks += mask
+        for_fill, for_donor = divmod(rng.mix(key + rng.FILL_SLOT * rng.GAMMA), 2**32)
+        fills.append(sum(for_fill >= share for share in shares))
+        donors.append((place + 1 + (for_donor * (batch - 1) >> 32)) % batch if batch > 1 else -1)
+        keys.append(rng.signed(key))
+    fill, donor, key_ = (torch.frombuffer(numbers, dtype=torch.int64) for numbers in (fills, donors, keys))
+    return torch.frombuffer(masks, dtype=torch.bool).view(batch, rows, columns), fill, donor, key_
+
+
+@lru_cache(maxsize=64)
+def _singles(root: int, settings: Settings) -> list[int]:
+    """Return how many single images were drawn so, to be counted on."""
+    return [0]
+
+
+@lru_cache(maxsize=64)
+def _draw_ahead(root: int, block: int, settings: Settings) -> Drawn:
+    samples = torch.arange(_AHEAD, device="cpu") + rng.signed(block * _AHEAD)
+    return _draw_batch(root, samples, settings)
+
+
 def _draw(
     counter: Tensor,
     index: Tensor | None,
@@ -78,7 +172,7 @@ def _draw(
     inside: bool,
     p: float,
     weights: Sequence[float],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> Drawn:
     rows, columns = grid
     patches = rows * columns
     heights, widths = (group_size[0], group_size[1]), (group_size[2], group_size[3])
@@ -86,12 +180,13 @@ def _draw(
     rectangles = 0
     if least < patches:  # otherwise all are hidden, and none needs an order
         rectangles = groups.rectangles_needed(rows, columns, most, heights, widths, inside)
-    if rectangles // 64 * patches > _MOST_CELLS:
+    if rectangles // groups.WORD * patches > _MOST_CELLS:
         raise ValueError(
             f"hiding up to {most} of {patches} patches in groups of {heights} x {widths} takes some {rectangles} "
             "groups an image, which is more than fits; use larger groups, a lower ratio or a larger patch_size, or "
             "single patches by group_size=(1, 1)"
         )
+    settings = Settings((rows, columns), (ratio[0], ratio[1]), (heights, widths), inside, p, tuple(weights), rectangles)
 
     root: int | Tensor
     if seed is None:
@@ -99,27 +194,33 @@ def _draw(
         root = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=device)
     else:
         root = rng.root(seed, 0 if index is not None else _stream(home_rank))
-    place = torch.arange(batch, device=device)
-    if index is not None:
-        samples = index.to(device, non_blocking=index.device.type == "cpu")
-    elif seed is None:
-        samples = place
-    else:
+    first: int | Tensor = 0
+    if index is None and seed is not None:
         # A counter in host memory enters as a kernel's argument, so it costs no copy to an accelerator.
-        samples = place + (counter if counter.device.type == "cpu" else counter.to(device))
+        first = int(counter) if counter.device.type == "cpu" else counter.to(device)
+    on_host = device.type == "cpu" and isinstance(first, int) and (index is None or index.device.type == "cpu")
+    if index is not None:
+        index = index.to(device, non_blocking=index.device.type == "cpu")
+    one_by_one = False
+    if on_host and batch == 1 and index is None and isinstance(root, int) and patches <= _AHEAD_PATCHES:
+        drawn_so = _singles(root, settings)
+        one_by_one, drawn_so[0] = drawn_so[0] > 0, drawn_so[0] + 1
+    if one_by_one:  # as a DataLoader's worker counts them, so that the next ones will be asked for as well
+        block, place = divmod(int(first), _AHEAD)
+        ahead = _draw_ahead(int(root), block, settings)
+        mask, fill, _, key = (field[place : place + 1].clone() for field in ahead)
+        drawn = mask, fill, torch.full_like(key, -1), key
+    elif on_host and 0 < batch * rectangles <= _FEW_RECTANGLES and patches <= _FEW_PATCHES:
+        numbers = index.tolist() if index is not None else list(range(int(first), int(first) + batch))
+        drawn = _draw_few(int(root), numbers, settings)
+    elif (kernels := kernels_for(device)) and patches <= kernels.MOST_PATCHES:
+        drawn = kernels.draw(root, first, index, batch, device, settings)
+    else:
+        samples = torch.arange(batch, device=device) + first if index is None else index
+        drawn = _draw_batch(root, samples, settings)
     if index is None or seed is None:
         counter.add_(batch)
-    key = rng.keys(root, samples)
-
-    count = groups.counts(key, patches, (ratio[0], ratio[1]), p)
-    mask = groups.masks(key, count, (rows, columns), (heights, widths), inside, rectangles)
-
-    for_fill, for_donor = rng.halves(rng.words(key, rng.FILL_SLOT, 1)[:, 0])
-    fill = torch.zeros_like(key)
-    for i in range(1, len(weights)):
-        fill += for_fill >= round(sum(weights[:i]) / sum(weights) * 2**32)
-    donor = (place + 1 + rng.below(for_donor, batch - 1)) % batch if batch > 1 else torch.full_like(key, -1)
-    return mask, fill, donor, key
+    return drawn
 
 
 def _draw_fake(

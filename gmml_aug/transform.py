@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from .fills import Fill, weighted
-from .grid import as_patch_size, grid_size, is_int, patch_to_pixel
+from .grid import as_patch_size, grid_size, is_int
 from .groups import group_range
 from .plan import MaskPlan, group_rank
+from .write import write
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8)
 _MOST_PATCHES = 2**22  # what the order of the patches has bits for
@@ -182,11 +183,17 @@ class GroupMask(nn.Module):
             )
         if plan.mask.dtype != torch.bool:
             raise TypeError(f"a plan's mask is bool, True = hidden; got {plan.mask.dtype}")
-        if plan.mask.device != batch.device:
-            raise ValueError(
-                f"the plan is on {plan.mask.device} and the images on {batch.device}; "
-                f"move it by plan.to({str(batch.device)!r})"
-            )
+        for name, field in zip(plan._fields[1:], plan[1:], strict=True):
+            if field.dtype != torch.int64:
+                raise TypeError(f"a plan's {name} is int64; got {field.dtype}")
+        for field in plan:
+            if field.device != batch.device:
+                raise ValueError(
+                    f"the plan is on {field.device} and the images on {batch.device}; "
+                    f"move it by plan.to({str(batch.device)!r})"
+                )
+        if len(self.fills) == 1:  # whatever fills the plan was drawn for
+            plan = plan._replace(fill=torch.zeros_like(plan.fill))
         self._check(images, batch, grid, donors)
         return self._write(images, plan, donors)
 
@@ -237,7 +244,7 @@ class GroupMask(nn.Module):
                 "this GroupMask is on the meta device; move it by .to_empty() and load its state, or build it anew"
             )
         plan = MaskPlan(
-            *torch.ops.gmml_aug.draw(
+            *torch.ops.gmml_aug.draw.default(
                 self.counter,
                 _as_index(index, batch.shape[0], single),
                 self.seed,
@@ -259,28 +266,8 @@ class GroupMask(nn.Module):
         batch, single = _as_batch(images)
         if single:
             plan = MaskPlan(*(field[None] for field in plan))
-        pool = batch
-        if donors is not None:
-            pool = _plain(donors)
-            plan = MaskPlan(plan.mask, plan.fill, plan.pool_donor(pool.shape[0]), plan.key)
-        hidden = patch_to_pixel(plan.mask, self.patch_size)
-        # Some fills' backward passes need what they read, so it must not be written over.
-        source = batch.clone() if self.inplace and batch.requires_grad else batch
-        pool = source if donors is None else pool
-        out = source
-        for i, fill in enumerate(self.fills):
-            here = hidden if len(self.fills) == 1 else hidden & (plan.fill == i)[:, None, None, None]
-            here = here.view(batch.shape[0], *(1,) * (batch.ndim - 3), *batch.shape[-2:])
-            # where() takes one or the other, so that nothing hidden, not even NaN, reaches the result or a gradient.
-            # The images come first: the result has their memory format.
-            out = torch.where(~here, out, fill.values(source, plan, pool))
-            if out.shape != batch.shape or out.dtype != batch.dtype:
-                raise TypeError(
-                    f"the values of {fill} do not broadcast to images of {tuple(batch.shape)}, {batch.dtype}: "
-                    f"the result is {tuple(out.shape)}, {out.dtype}"
-                )
+        out = write(batch, plan, self.fills, self.patch_size, None if donors is None else _plain(donors), self.inplace)
         if self.inplace:
-            batch.copy_(out)
             return Masked(images, mask)
         if single:
             out = out[0]

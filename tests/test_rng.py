@@ -29,6 +29,18 @@ def test_words_are_splitmix64() -> None:
         assert [word % 2**64 for word in words] == splitmix64(key % 2**64, 100)
 
 
+def test_pythons_integers_mix_as_the_tensors_do() -> None:
+    for key in (0, 1, -1, 2**63 - 1, -(2**63), 123456789, 2**64 + 7):
+        assert rng.mix(key + rng.GAMMA) == splitmix64(key % 2**64, 1)[0]
+    for value in (0, 5, -1, 2**63, 2**64 - 1, -(2**63)):
+        assert -(2**63) <= rng.signed(value) < 2**63
+        assert (rng.signed(value) - value) % 2**64 == 0
+    for seed, stream in ((0, 0), (0, 1), (-1, 3), (2**63 - 1, 1 << 32)):
+        root, samples = rng.root(seed, stream), [0, 1, -7, 2**40, 2**63 - 1]
+        tensors = rng.keys(root, torch.tensor(samples))
+        assert [rng.signed(rng.mix(root + sample * rng.GAMMA)) for sample in samples] == tensors.tolist()
+
+
 def test_a_word_depends_on_its_slot_and_key_alone() -> None:
     key = rng.keys(5, torch.arange(7))
     whole = rng.words(key, rng.NOISE_SLOT, 50)
@@ -80,6 +92,31 @@ def test_uint8_is_uniform() -> None:
     assert ((counts - expected) ** 2 / expected).sum() < 255 + 6 * math.sqrt(2 * 255)
 
 
+def test_noise_is_made_of_its_words_from_the_lowest_bits_on() -> None:
+    keys = [0, 5, -(2**63), 2**62 + 1]
+    words = [splitmix64((key + (rng.NOISE_SLOT - 1) * 0x9E3779B97F4A7C15) % 2**64, 4) for key in keys]
+    data = [b"".join(word.to_bytes(8, "little") for word in row) for row in words]
+    assert rng.uint8(torch.tensor(keys), 27).tolist() == [list(row[:27]) for row in data]
+    draws = torch.tensor([[row[i] + 256 * row[i + 1] for i in range(0, 26, 2)] for row in data])
+    assert torch.equal(rng.normal(torch.tensor(keys), 13), rng._normals(torch.device("cpu"))[draws])
+
+
+def test_the_normal_levels_are_the_normal_quantiles() -> None:
+    levels = rng._normals(torch.device("cpu"))
+    assert (levels.dtype, levels.shape) == (torch.float32, (65536,))
+    value = levels.double()
+    assert len(value.unique()) == 65536
+    upper, lower = value[: 2**15], value[2**15 :]
+    assert torch.equal(lower, -upper)  # the highest bit of a draw is the sign
+    assert (upper > 0).all()
+    assert (upper.diff() < 0).all()
+    assert 4.3 < upper[0] < 4.33
+    assert value.mean() == 0
+    assert abs(value.square().mean().item() - 1) < 1e-4
+    quantile = -torch.special.ndtri((2 * torch.arange(2**15, dtype=torch.float64) + 1) / 2**17)
+    assert (upper - quantile / quantile.square().mean().sqrt()).abs().max() < 0.0003
+
+
 @pytest.mark.parametrize("draw", [rng.normal, rng.uint8])
 def test_noise_of_a_sample_does_not_depend_on_its_batch_or_length(draw: Callable[[Tensor, int], Tensor]) -> None:
     key = rng.keys(9, torch.arange(6))
@@ -90,9 +127,33 @@ def test_noise_of_a_sample_does_not_depend_on_its_batch_or_length(draw: Callable
 
 
 @pytest.mark.parametrize("count", [1, 8, 135])
+def test_patches_share_an_images_words_out_among_them(count: int) -> None:
+    key = rng.keys(9, torch.arange(4))
+    shared = rng.words(rng.patch_keys(key[:, None], torch.arange(6), count).flatten(), rng.NOISE_SLOT, count)
+    assert torch.equal(shared.view(4, 6 * count), rng.words(key, rng.NOISE_SLOT, 6 * count))
+
+
+def test_patches_leave_no_word_out() -> None:
+    key = rng.keys(9, torch.arange(4))
+    assert torch.equal(torch.ops.gmml_aug.noise(key, 6, 16, torch.uint8).flatten(1), rng.uint8(key, 96))
+    assert torch.equal(torch.ops.gmml_aug.noise(key, 6, 16, torch.float32).flatten(1), rng.normal(key, 96))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("count", [1, 8, 135])
+def test_noise_of_a_patch_does_not_depend_on_the_others(count: int, dtype: torch.dtype) -> None:
+    key = rng.keys(9, torch.arange(4))
+    whole = torch.ops.gmml_aug.noise(key, 6, count, dtype)
+    for place in (0, 5):
+        patch_key = rng.patch_keys(key, torch.tensor(place), rng.noise_words(count, dtype))
+        assert torch.equal(whole[:, place], rng.noise(patch_key, count, dtype))
+    assert len({tuple(patch.tolist()) for patch in whole.view(24, count)}) > (20 if count == 8 else 5)
+
+
+@pytest.mark.parametrize("count", [1, 8, 135])
 def test_operators_keep_torchs_rules(count: int) -> None:
     """Torch's own check: schema, fake results (shapes and strides too) and autograd registration."""
     key = rng.keys(9, torch.arange(4))
     torch.library.opcheck(torch.ops.gmml_aug.words.default, (key, 3, count))
-    torch.library.opcheck(torch.ops.gmml_aug.normal.default, (key, count))
-    torch.library.opcheck(torch.ops.gmml_aug.uint8.default, (key, count))
+    for dtype in (torch.uint8, torch.float32, torch.bfloat16):
+        torch.library.opcheck(torch.ops.gmml_aug.noise.default, (key, 6, count, dtype))
