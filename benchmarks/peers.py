@@ -1,8 +1,16 @@
-"""What people use now to draw masks and to hide parts of images, called as its documentation shows."""
+"""What people use now to draw masks and to hide parts of images, called as its documentation shows.
+
+Each function takes what fixes the work (a batch size or images) and returns what is timed. Where a peer works image by
+image, so does the loop here; where it has a batched way, that is used. About half of each image is asked for.
+"""
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -11,44 +19,121 @@ GRID, PATCH = 14, 16
 HIDDEN = 98  # half of the 196 patches
 
 
-def lightly_blocks(batch: int) -> Tensor:
-    """Return lightly's block masks, ``(B, 14, 14)`` bool: BEiT's and DINOv2's way, one Python loop for each image."""
+def lightly_blocks(batch: int, device: str) -> Callable[[], Tensor]:
+    """Block masks of lightly: BEiT's and DINOv2's way, a Python loop for each image."""
     from lightly.models.utils import random_block_mask
 
-    mask: Tensor = random_block_mask(
+    # Drawn on the CPU, whatever the device: it reads each block's overlap back, for which a GPU would wait every time.
+    return lambda: random_block_mask(
         size=(batch, GRID, GRID), batch_mask_ratio=1.0, min_image_mask_ratio=0.5, max_image_mask_ratio=0.5
-    )
-    return mask
+    ).to(device)
 
 
-def lightly_tokens(batch: int) -> Tensor:
-    """Return lightly's masks of single patches, which it gives as indices: MAE's way, batched."""
+def lightly_tokens(batch: int, device: str) -> Callable[[], Tensor]:
+    """Masks of single patches of lightly, which gives them as indices: MAE's way, batched."""
     from lightly.models.utils import random_token_mask
 
-    _, hidden = random_token_mask(size=(batch, GRID * GRID), mask_ratio=0.5, mask_class_token=True)
-    mask = torch.zeros(batch, GRID * GRID, dtype=torch.bool).scatter_(1, hidden, True)
-    return mask.view(batch, GRID, GRID)
+    def draw() -> Tensor:
+        _, hidden = random_token_mask((batch, GRID * GRID), mask_ratio=0.5, mask_class_token=True, device=device)
+        mask = torch.zeros(batch, GRID * GRID, dtype=torch.bool, device=device).scatter_(1, hidden, True)
+        return mask.view(batch, GRID, GRID)
+
+    return draw
 
 
-def kornia_erasing() -> Callable[[Tensor], Tensor]:
-    """Return Kornia's random erasing: one rectangle of half the area for each image."""
+def dinov2_masks(checkout: str | None, batch: int, device: str) -> Callable[[], Tensor]:
+    """DINOv2's MaskingGenerator with the arguments of its training, a call for each image."""
+    module = _load(checkout, "--dinov2", "github.com/facebookresearch/dinov2", "dinov2/data/masking.py")
+    generator = module.MaskingGenerator(input_size=(GRID, GRID), max_num_patches=0.5 * GRID * GRID)
+    return lambda: torch.stack([torch.from_numpy(generator(HIDDEN)) for _ in range(batch)]).to(device)
+
+
+def gmml_image(checkout: str | None) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """The public code of GMML, for one image, which it writes to: noise on half of it, and the mask of the pixels."""
+    _gmml(checkout)  # what is missing should be said here, not in a worker
+    return functools.partial(_gmml_image, checkout)
+
+
+def _gmml_image(checkout: str | None, image: Tensor) -> tuple[Tensor, Tensor]:
+    corrupted, hidden = _gmml(checkout).GMML_drop_rand_patches(image, drop_type="noise", max_replace=0.5, align=PATCH)
+    return corrupted, hidden
+
+
+def _gmml(checkout: str | None) -> ModuleType:
+    return _load(checkout, "--gmml", "github.com/Sara-Ahmed/GMML", "datasets/datasets_utils.py")
+
+
+def lightly_image(image: Tensor) -> tuple[Tensor, Tensor]:
+    """Noise on half of one image, by lightly's mask and torch: the fastest of four ways to write it."""
+    mask = lightly_blocks(1, "cpu")()[0]
+    hidden = mask.repeat_interleave(PATCH, 0).repeat_interleave(PATCH, 1).expand_as(image)
+    return image.masked_scatter_(hidden, torch.randn(int(mask.sum()) * PATCH**2 * len(image))), mask
+
+
+def gmml_masks(checkout: str | None, batch: int, device: str) -> Callable[[], Tensor]:
+    """The public code of GMML for its masks alone: it cannot but fill, so it is given one channel."""
+    corrupt, side = gmml_image(checkout), GRID * PATCH
+
+    def draw() -> Tensor:
+        masks = [corrupt(torch.zeros(1, side, side))[1] for _ in range(batch)]
+        return torch.stack(masks)[:, 0, ::PATCH, ::PATCH].bool().to(device)
+
+    return draw
+
+
+def gmml_noise(checkout: str | None, images: Tensor) -> Callable[[], Tensor]:
+    corrupt = gmml_image(checkout)
+    return lambda: torch.stack([corrupt(image.clone())[0] for image in images])
+
+
+def kornia_erasing(images: Tensor) -> Callable[[], Tensor]:
+    """Kornia's random erasing: one rectangle of half the area for each image."""
     from kornia.augmentation import RandomErasing
 
-    erase: Callable[[Tensor], Tensor] = RandomErasing(p=1.0, scale=(0.5, 0.5), ratio=(0.5, 2.0))
-    return erase
+    return functools.partial(RandomErasing(p=1.0, scale=(0.5, 0.5), ratio=(0.5, 2.0)), images)
 
 
-def torchvision_erasing() -> Callable[[Tensor], Tensor]:
-    """Return torchvision's random erasing, image by image: on a batch it would erase the same rectangle in all."""
+def kornia_cutmix(images: Tensor) -> Callable[[], list[Tensor]]:
+    """Kornia's CutMix: a rectangle of its own for each image."""
+    from kornia.augmentation import RandomCutMixV2
+
+    mix = RandomCutMixV2(data_keys=["input", "class"], use_correct_lambda=True)
+    return functools.partial(mix, images, torch.zeros(len(images), dtype=torch.int64, device=images.device))
+
+
+def kornia_patchmix(images: Tensor) -> Callable[[], Tensor]:
+    """Kornia's PatchMix: a square of half the area from another image, in its own loop over the images."""
+    from kornia.augmentation import PatchMix
+
+    return functools.partial(PatchMix(patch_size=round((images.shape[-1] * images.shape[-2] / 2) ** 0.5)), images)
+
+
+def torchvision_erasing(images: Tensor, value: float | str = 0.0, inplace: bool = False) -> Callable[[], object]:
+    """Random erasing of torchvision, image by image: on a batch it would erase the same rectangle in all."""
     from torchvision.transforms import v2
 
-    erase = v2.RandomErasing(p=1.0, scale=(0.5, 0.5), ratio=(0.5, 2.0))
-    return lambda images: torch.stack([erase(image) for image in images])
+    erase = v2.RandomErasing(p=1.0, scale=(0.5, 0.5), ratio=(0.5, 2.0), value=value, inplace=inplace)
+    if inplace:
+        return lambda: [erase(image) for image in images]
+    return lambda: torch.stack([erase(image) for image in images])
 
 
-def torchvision_cutmix() -> Callable[[Tensor], Tensor]:
-    """Return torchvision's CutMix: one rectangle for the whole batch, filled from the neighbour in it."""
+def torchvision_cutmix(images: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
+    """CutMix of torchvision: one rectangle for the whole batch, filled from the neighbour in it."""
     from torchvision.transforms import v2
 
     mix = v2.CutMix(num_classes=2)
-    return lambda images: mix(images, torch.zeros(len(images), dtype=torch.int64))[0]
+    return functools.partial(mix, images, torch.zeros(len(images), dtype=torch.int64, device=images.device))
+
+
+@functools.cache
+def _load(checkout: str | None, option: str, repository: str, file: str) -> ModuleType:
+    """Load one file of a checkout as a module. Nothing of these repositories is copied here."""
+    if checkout is None:
+        raise FileNotFoundError(f"needs {option} PATH, a checkout of {repository}")
+    spec = importlib.util.spec_from_file_location(Path(file).stem, Path(checkout) / file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,262 @@
+"""Measure all rows side by side and say what came out: tables on the screen, numbers and two plots in a folder.
+
+    python benchmarks/report.py
+
+The rows of a table take turns, round after round, so that what else the machine does slows all of them alike. A turn
+repeats a fast row until it has lasted some milliseconds, after an untimed call that brings back its memory and caches.
+Ratios are medians of the ratios within a round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import random
+import re
+import statistics
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import peers
+import rows
+import torch
+from matplotlib.figure import Figure
+
+TURN, LONG = 0.005, 0.1  # seconds that a turn lasts at least; of a call that needs no untimed one before it
+TABLE, FEWEST = 30.0, 5  # seconds after which a table ends, and rounds that it has in any case
+MASKS = 20_000
+UNITS = {"masks": ("µs a mask", 1e6), "scaling": ("ns a patch", 1e9), "transform": ("ms", 1e3), "step": ("ms", 1e3)}
+BASELINES = {"transform": rows.CLONE, "step": rows.ALONE}
+Result = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
+    parser.add_argument("--rounds", type=int, default=30, help=f"or as many as fit in {TABLE:g} s for each table")
+    parser.add_argument("--only", choices=[*UNITS, "quality"], metavar="GROUP", help=", ".join([*UNITS, "quality"]))
+    parser.add_argument("--gmml", metavar="PATH", help="a checkout of github.com/Sara-Ahmed/GMML")
+    parser.add_argument("--dinov2", metavar="PATH", help="a checkout of github.com/facebookresearch/dinov2")
+    parser.add_argument("--output", type=Path, help="folder (a whole report: benchmarks/results, a part: none)")
+    args = parser.parse_args()
+    if args.output is None and args.only is None:
+        args.output = Path(__file__).parent / "results"
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    random.seed(0)
+
+    machine = about_machine(args.device, args.threads)
+    print("; ".join(f"{key}: {value}" for key, value in machine.items()))
+    cases: dict[tuple[str, str], list[rows.Row]] = {}
+    for row in rows.every(args.device, args.gmml, args.dinov2):
+        cases.setdefault((row.group, row.case), []).append(row)
+    tables: list[Result] = []
+    for (group, case), members in cases.items():
+        if args.only in (None, group):
+            torch.set_num_threads(members[0].threads or args.threads)
+            tables.append({"group": group, "case": case, "rows": measure(members, args.device, args.rounds)})
+            print_table(tables[-1])
+    torch.set_num_threads(args.threads)
+    drawn = quality(cases["masks", "batch 256"]) if args.only in (None, "quality") else []
+
+    if args.output is not None:
+        args.output.mkdir(parents=True, exist_ok=True)
+        slug = re.sub(r"\W+", "-", machine["machine"].lower()).strip("-")
+        report = {**machine, "tables": tables, "quality": drawn}
+        text = re.sub(r",\n +(?=[0-9])", ", ", json.dumps(report, indent=1, ensure_ascii=False))  # a list in one line
+        (args.output / f"{slug}.json").write_text(text + "\n")
+        title = f"{machine['machine']}, torch {machine['torch']}, {machine['date']}"
+        plot_masks([t for t in tables if t["group"] == "masks"], title, args.output / f"{slug}-masks.png")
+        plot_transform([t for t in tables if t["group"] == "transform"], title, args.output / f"{slug}-transform.png")
+        print(f"\nwrote {args.output / slug}.json and the plots beside it")
+
+
+def about_machine(device: str, threads: int) -> dict[str, str]:
+    name, cpuinfo = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    if cpuinfo.exists() and (found := re.search(r"model name\s*: (.+)", cpuinfo.read_text())):
+        name = found[1]
+    machine = f"{name}, {os.cpu_count()} cores, {threads} thread{'s' * (threads > 1)}"
+    if device == "cuda":
+        machine = torch.cuda.get_device_name()
+    about = {"machine": machine, "device": device, "python": platform.python_version()}
+    for package in ("torch", "torchvision", "kornia", "lightly", "timm", "triton"):
+        try:
+            about[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            about[package] = "not installed"
+    about["date"] = datetime.date.today().isoformat()
+    here = Path(__file__).parent.parent
+    try:
+        commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=here, text=True).strip()
+        measured = ["gmml_aug", "benchmarks", ":!benchmarks/results"]
+        changed = subprocess.check_output(["git", "status", "--porcelain", "--", *measured], cwd=here, text=True)
+        about["commit"] = f"{commit}, changed since" if changed else commit
+    except (OSError, subprocess.CalledProcessError):
+        about["commit"] = "unknown"
+    return about
+
+
+def measure(members: list[rows.Row], device: str, rounds: int) -> list[Result]:
+    results: list[Result] = []
+    running: list[tuple[Result, rows.Call, int, bool]] = []
+    for row in members:
+        result: Result = {"name": row.name, "amount": row.amount, "against": row.against, "seconds": []}
+        results.append(result)
+        try:
+            call = row.build()
+            turn(call, 1, device)  # the first call may compile or load something
+            once = turn(call, 1, device)
+        except (ImportError, FileNotFoundError) as reason:
+            result["skipped"] = str(reason)
+            continue
+        except Exception as error:  # what fails here, a dtype say, is a row like the others
+            result["skipped"] = f"{type(error).__name__}: {error}".splitlines()[0]
+            continue
+        running.append((result, call, math.ceil(TURN / once), once < LONG))
+    start = time.perf_counter()
+    for round_ in range(max(2, rounds) + 1):
+        for result, call, repeats, settle in running:
+            if settle:
+                call()
+            seconds = turn(call, repeats, device)
+            if round_:  # the first one warms up
+                result["seconds"].append(float(f"{seconds:.4g}"))
+        if round_ >= FEWEST and time.perf_counter() - start > TABLE:
+            break
+    for result, call, _, settle in running:
+        result["median"] = statistics.median(result["seconds"])
+        low, _, high = statistics.quantiles(result["seconds"], n=4, method="inclusive")
+        result["middle_half"] = low, high
+        if device == "cuda" and settle:
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            call()
+            result["extra_memory"] = torch.cuda.max_memory_allocated() - before
+    return results
+
+
+def turn(call: rows.Call, repeats: int, device: str) -> float:
+    """Return the seconds of a call."""
+    if isinstance(call, rows.Training):
+        call.restart()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / repeats
+
+
+def times_as_fast(table: Result, row: Result, other: str) -> float:
+    """Return how many times as fast as another row one was, round for round."""
+    seconds: list[float] = next(r["seconds"] for r in table["rows"] if r["name"] == other)
+    ratio: float = statistics.median(b / a for a, b in zip(row["seconds"], seconds, strict=True))
+    return ratio
+
+
+def print_table(table: Result) -> None:
+    group = table["group"]
+    (unit, factor), baseline = UNITS[group], BASELINES.get(group, "")
+    measured = [row["name"] for row in table["rows"] if "skipped" not in row]
+    head = [table["case"], unit, "middle half", {"masks": "masks/s", "scaling": "ms"}.get(group, f"times {baseline}")]
+    memory = group == "transform" and any("extra_memory" in row for row in table["rows"])
+    head += ["extra memory, MiB"] * memory + ["times as fast as"] * any(row["against"] for row in table["rows"])
+    lines = []
+    for row in table["rows"]:
+        if "skipped" in row:
+            lines.append([row["name"], f"skipped: {row['skipped']}"])
+            continue
+        each, (low, high) = factor / row["amount"], row["middle_half"]
+        line = [row["name"], f"{row['median'] * each:,.2f}", f"{low * each:,.2f} to {high * each:,.2f}"]
+        if group == "masks":
+            line.append(f"{row['amount'] / row['median']:,.0f}")
+        elif group == "scaling":
+            line.append(f"{row['median'] * 1e3:,.2f}")
+        else:
+            line.append(f"{1 / times_as_fast(table, row, baseline):.2f}")
+        if memory:
+            line.append(f"{row['extra_memory'] / 2**20:,.0f}" if "extra_memory" in row else "")
+        beside = [name for name in row["against"] if name in measured]
+        line.append("; ".join(f"{times_as_fast(table, row, name):.2f} x {name}" for name in beside))
+        lines.append(line)
+    rounds = max(len(row["seconds"]) for row in table["rows"])
+    print_markdown(f"{group}: {table['case']} (median of {rounds} rounds)", head, lines)
+
+
+def print_markdown(title: str, head: list[str], lines: list[list[str]]) -> None:
+    print(f"\n### {title}\n\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
+    for line in lines:
+        print(f"| {' | '.join([*line, *[''] * len(head)][: len(head)])} |", flush=True)
+
+
+def quality(members: list[rows.Row]) -> list[Result]:
+    """Tell what each way of drawing masks gives where 98 of 196 patches are asked for."""
+    drawn: list[Result] = []
+    lines = []
+    for row in members:
+        try:
+            draw: Any = row.build()
+        except (ImportError, FileNotFoundError) as reason:
+            lines.append([row.name, f"skipped: {reason}"])
+            continue
+        mask = torch.cat([draw().cpu() for _ in range(-(-MASKS // row.amount))])[:MASKS]
+        count, often = mask.flatten(1).sum(1), mask.double().mean(0)
+        least, most, exact = int(count.min()), int(count.max()), float((count == peers.HIDDEN).double().mean())
+        uneven = float(often.max() / often.min())
+        drawn.append({"name": row.name, "least": least, "most": most, "exact": exact, "most_to_least_hidden": uneven})
+        lines.append([row.name, f"{least} to {most}", f"{exact:.1%}", f"{uneven:.2f} : 1"])
+    title = f"quality: {MASKS:,} masks of 14 x 14 patches, of which 98 are asked for"
+    print_markdown(title, ["", "patches hidden", "exactly 98", "most : least hidden patch"], lines)
+    return drawn
+
+
+def plot_masks(tables: list[Result], title: str, path: Path) -> None:
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for row in (row for table in tables if "thread" not in table["case"] for row in table["rows"]):
+        if "median" in row:
+            lines.setdefault(row["name"], []).append((row["amount"], row["amount"] / row["median"]))
+    if not lines:
+        return
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for name, points in lines.items():
+        ours = name.startswith("gmml_aug")
+        axes.loglog(*zip(*points, strict=True), marker="o", label=name, linestyle="-" if ours else "--")
+    axes.set(xlabel="masks drawn in one call", ylabel="masks a second (higher is better)", xticks=rows.MASK_BATCHES)
+    axes.set_xticks(rows.MASK_BATCHES, map(str, rows.MASK_BATCHES))
+    axes.set_title(f"Masks that hide 98 of 14 x 14 patches\n{title}", fontsize="medium")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=120)
+
+
+def plot_transform(tables: list[Result], title: str, path: Path) -> None:
+    if not tables:
+        return
+    height = 0.25 * max(len(table["rows"]) for table in tables) + 1.5
+    figure = Figure(figsize=(10 * len(tables), height), layout="constrained")
+    for axes, table in zip(figure.subplots(1, len(tables), squeeze=False)[0], tables, strict=True):
+        measured = [row for row in table["rows"] if "median" in row]
+        names, times = [row["name"] for row in measured], [1 / times_as_fast(table, r, rows.CLONE) for r in measured]
+        colours = ["tab:blue" if name.startswith("gmml_aug") else "0.7" for name in names]
+        axes.bar_label(axes.barh(names, times, color=colours), fmt="%.2f", padding=3, fontsize="small")
+        axes.axvline(1, color="black", linewidth=0.8)
+        axes.invert_yaxis()
+        axes.margins(x=0.08, y=0.02)
+        axes.set(title=table["case"], xlabel="time, as a multiple of clone() (lower is better)")
+    figure.suptitle(f"Hiding half of each image (blue: gmml_aug)\n{title}", fontsize="medium")
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    main()
