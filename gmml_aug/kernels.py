@@ -22,6 +22,9 @@ from . import rng
 if TYPE_CHECKING:
     from .plan import Drawn, MaskPlan, Settings
 
+if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 3):  # older ones were not tried
+    raise ImportError(f"the kernels take Triton 3.3 or newer; this is {triton.__version__}")
+
 MOST_PATCHES = 2**14  # what one program holds in registers
 LEAST_PIXELS = 32  # of a patch and all its channels: below, a program has too little to do
 MOST_IMAGES = 2**12  # of a batch that gives aliens to itself in place

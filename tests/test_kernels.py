@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gmml_aug import Alien, GroupMask, MaskPlan, Noise, Shuffle, Zeros, groups, plan, rng, write
 
-pytest.importorskip("triton")
+pytest.importorskip("triton", minversion="3.3")
 from gmml_aug import kernels
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
