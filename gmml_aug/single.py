@@ -12,6 +12,7 @@ from functools import lru_cache
 from . import rng
 
 _LOW_32 = 2**32 - 1
+_BITS = bytes(i & 1 for i in range(256))  # "0" and "1" to 0 and 1
 
 
 def count(word: int, patches: int, ratio: tuple[float, float], p: float) -> int:
@@ -114,6 +115,3 @@ def mask(
     if total < count:
         return None
     return f"{hidden:0{height * width}b}"[::-1].encode().translate(_BITS)
-
-
-_BITS = bytes(i & 1 for i in range(256))  # "0" and "1" to 0 and 1

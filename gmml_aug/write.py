@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -240,7 +240,7 @@ def _aliens_in_place(images: _Rows, mask: Tensor, donor: Tensor, height: int) ->
 
 def _described(fills: Sequence[Fill]) -> tuple[list[int], list[float]]:
     """Return the package's own fills as an operator takes them: their kinds, and as many numbers for each."""
-    width = max(2, *(len(fill.channels()) for fill in fills if isinstance(fill, Zeros)), 2)
+    width = max([2, *(len(fill.channels()) for fill in fills if isinstance(fill, Zeros))])
     values: list[float] = []
     for fill in fills:
         numbers: tuple[float, ...] = ()
@@ -278,19 +278,23 @@ def _share_memory(images: Tensor, donors: Tensor) -> bool:
 def _write_into(
     images: Tensor,
     out: Tensor,
-    plan: MaskPlan,
+    mask: Tensor,
+    fill: Tensor,
+    donor: Tensor,
+    key: Tensor,
     donors: Tensor | None,
     kinds: Sequence[int],
     values: Sequence[float],
-    patch_size: tuple[int, int],
+    patch_size: Sequence[int],
 ) -> None:
     """Write the images into ``out``, which may be themselves, by the quickest road that takes them."""
     if not images.numel():
         return
     if out is images and donors is not None and _share_memory(images, donors):
         donors = donors.clone()
+    plan, patch = MaskPlan(mask, fill, donor, key), (patch_size[0], patch_size[1])
     kernels = kernels_for(images.device)
-    if kernels is not None and kernels.can_write(images, out, kinds, patch_size, donors):
+    if kernels is not None and kernels.can_write(images, out, kinds, patch, donors):
         sources = Shuffle().sources(plan) if _KINDS.index(Shuffle) in kinds else None
         kernels.write(images, out, plan, sources, donors, kinds, values)
         if out is images and not images.is_inference():
@@ -300,45 +304,23 @@ def _write_into(
     if donors is not None:
         plan = plan._replace(donor=plan.pool_donor(len(donors)))
     if images.device.type == "cpu":
-        source, target = _as_rows(images, patch_size), _as_rows(out, patch_size)
-        pool = None if donors is None else _as_rows(donors, patch_size)
-        layouts = {None if rows is None else rows.channels_last for rows in (source, target, pool or source)}
-        if source and target and (pool or donors is None) and len(layouts) == 1:
-            _write_rows(images, source, source if images is out else target, pool, plan, fills, patch_size[0])
+        source = _as_rows(images, patch)
+        target = source if out is images else _as_rows(out, patch)
+        pool = source if donors is None else _as_rows(donors, patch)
+        if source and target and pool and source.channels_last == target.channels_last == pool.channels_last:
+            _write_rows(images, source, target, None if donors is None else pool, plan, fills, patch[0])
             return
-    out.copy_(_write_whole(images, plan, fills, patch_size, images if donors is None else donors))
+    out.copy_(_write_whole(images, plan, fills, patch, images if donors is None else donors))
 
 
-def _write_op(
-    images: Tensor,
-    mask: Tensor,
-    fill: Tensor,
-    donor: Tensor,
-    key: Tensor,
-    donors: Tensor | None,
-    kinds: Sequence[int],
-    values: Sequence[float],
-    patch_size: Sequence[int],
-) -> Tensor:
+def _write_op(images: Tensor, *arguments: Any) -> Tensor:
     out = torch.empty_like(images)
-    plan = MaskPlan(mask, fill, donor, key)
-    _write_into(images, out, plan, donors, kinds, values, (patch_size[0], patch_size[1]))
+    _write_into(images, out, *arguments)
     return out
 
 
-def _write_op_(
-    images: Tensor,
-    mask: Tensor,
-    fill: Tensor,
-    donor: Tensor,
-    key: Tensor,
-    donors: Tensor | None,
-    kinds: Sequence[int],
-    values: Sequence[float],
-    patch_size: Sequence[int],
-) -> None:
-    plan = MaskPlan(mask, fill, donor, key)
-    _write_into(images, images, plan, donors, kinds, values, (patch_size[0], patch_size[1]))
+def _write_op_(images: Tensor, *arguments: Any) -> None:
+    _write_into(images, images, *arguments)
 
 
 # Opaque to torch.compile, so that a compiled call takes the quick roads as well.
