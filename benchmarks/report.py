@@ -125,7 +125,7 @@ def measure(members: list[rows.Row], device: str, rounds: int) -> list[Result]:
     for round_ in range(max(2, rounds) + 1):
         for result, call, repeats, settle in running:
             if settle:
-                call()
+                turn(call, repeats, device)  # not counted: what the row before left in the caches is gone
             seconds = turn(call, repeats, device)
             if round_:  # the first one warms up
                 result["seconds"].append(float(f"{seconds:.4g}"))
