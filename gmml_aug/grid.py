@@ -66,19 +66,20 @@ def patch_to_pixel(mask: Tensor, patch_size: int | tuple[int, int]) -> Tensor:
     return spread.reshape(*mask.shape[:-2], 1, rows * height, columns * width)
 
 
-def masked_indices(mask: Tensor) -> Tensor:
+def masked_indices(mask: Tensor, num_prefix_tokens: int = 0) -> Tensor:
     """Return the token indices of the hidden patches, row-major and ascending, as timm and Hugging Face count them.
 
     Args:
         mask: ``(B, gh, gw)`` bool, True = hidden, with the same number of hidden patches in every image.
+        num_prefix_tokens: how many class and register tokens come before the patches (timm's name for it).
 
     Returns:
         ``(B, n)`` int64 on the mask's device. The size of the result depends on the mask's content, so on an
         accelerator this waits for it.
 
     Raises:
-        TypeError: the mask is not bool.
-        ValueError: the mask has other dimensions, or the images differ in their count.
+        TypeError: the mask is not bool, or the number of prefix tokens no int.
+        ValueError: the mask has other dimensions, the images differ in their count, or the number is negative.
     """
     if mask.dtype != torch.bool:
         raise TypeError(f"a patch mask is bool, True = hidden; got {mask.dtype}")
@@ -86,25 +87,33 @@ def masked_indices(mask: Tensor) -> Tensor:
         raise ValueError(
             f"a patch mask is (B, gh, gw); got {tuple(mask.shape)}; add a batch to one image by mask[None]"
         )
+    if not is_int(num_prefix_tokens):
+        raise TypeError(f"num_prefix_tokens is an int; got {num_prefix_tokens!r}")
+    if num_prefix_tokens < 0:
+        raise ValueError(f"num_prefix_tokens is at least 0; got {num_prefix_tokens}")
     counts = mask.flatten(1).sum(1)
     if len(counts) and bool((counts != counts[0]).any()):
         raise ValueError(
             f"indices form a (B, n) tensor only where every image has the same count; this mask's images have "
             f"{int(counts.min())} to {int(counts.max())}. Give GroupMask one ratio, not a range, and p=1"
         )
-    return mask.flatten(1).nonzero()[:, 1].reshape(len(mask), -1 if mask.numel() else 0)
+    return mask.flatten(1).nonzero()[:, 1].reshape(len(mask), -1 if mask.numel() else 0) + num_prefix_tokens
 
 
-def keep_indices(mask: Tensor) -> Tensor:
+def keep_indices(mask: Tensor, num_prefix_tokens: int = 0) -> Tensor:
     """Return the token indices of the visible patches: :func:`masked_indices` of the mask's opposite.
 
     Args:
         mask: ``(B, gh, gw)`` bool, True = hidden, with the same number of hidden patches in every image.
+        num_prefix_tokens: how many class and register tokens come before the patches (timm's name for it). They are
+            kept: their indices come first.
 
     Returns:
-        ``(B, n)`` int64, row-major and ascending.
+        ``(B, num_prefix_tokens + n)`` int64, ascending.
 
     Raises:
         TypeError, ValueError: as :func:`masked_indices`.
     """
-    return masked_indices(mask.logical_not() if mask.dtype == torch.bool else mask)
+    patches = masked_indices(mask.logical_not() if mask.dtype == torch.bool else mask, num_prefix_tokens)
+    prefix = torch.arange(num_prefix_tokens, device=mask.device).expand(len(mask), -1)
+    return torch.cat([prefix, patches], dim=1) if num_prefix_tokens else patches

@@ -38,6 +38,17 @@ def test_indices_of_nothing(shape: tuple[int, ...]) -> None:
     assert keep_indices(mask).shape == (shape[0], 9 if shape[0] else 0)
 
 
+def test_indices_behind_class_and_register_tokens() -> None:
+    mask = torch.tensor([[[True, False, False], [False, True, False]]])
+    assert masked_indices(mask, num_prefix_tokens=5).tolist() == [[5, 9]]
+    assert keep_indices(mask, num_prefix_tokens=5).tolist() == [[0, 1, 2, 3, 4, 6, 7, 8, 10]]
+    for helper in (masked_indices, keep_indices):
+        with pytest.raises(ValueError, match="at least 0; got -1"):
+            helper(mask, -1)
+        with pytest.raises(TypeError, match=r"an int; got 1\.0"):
+            helper(mask, 1.0)  # type: ignore[arg-type]
+
+
 def test_indices_need_one_count() -> None:
     mask = torch.tensor([[[True, False]], [[True, True]]])
     for helper in (masked_indices, keep_indices):
