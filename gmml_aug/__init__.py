@@ -2,6 +2,7 @@
 
 from .fills import Alien, Fill, Noise, Shuffle, Zeros
 from .grid import keep_indices, masked_indices, patch_to_pixel
+from .labels import mix_labels
 from .plan import MaskPlan
 from .transform import GroupMask, Masked
 
@@ -18,5 +19,6 @@ __all__ = [
     "Zeros",
     "keep_indices",
     "masked_indices",
+    "mix_labels",
     "patch_to_pixel",
 ]

@@ -9,7 +9,7 @@ import math
 import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -45,6 +45,22 @@ class Fill(Protocol):
         Returns:
             A tensor of the images' dtype and device that broadcasts to their shape.
         """
+
+
+def _patches(images: Tensor, plan: MaskPlan) -> Tensor:
+    """Cut images into the plan's patches, row-major: ``(B, patches, pixels)``."""
+    rows, columns = plan.mask.shape[1:]
+    patches = images.unflatten(-1, (columns, -1)).unflatten(-3, (rows, -1)).movedim((-4, -2), (1, 2))
+    cut: Tensor = patches.reshape(len(images), rows * columns, math.prod(patches.shape[3:]))
+    return cut
+
+
+def _whole(patches: Tensor, images: Tensor, plan: MaskPlan) -> Tensor:
+    """Put patches together again, to the images' shape: the way back from :func:`_patches`."""
+    rows, columns = plan.mask.shape[1:]
+    inner = (*images.shape[1:-2], images.shape[-2] // rows, images.shape[-1] // columns)
+    whole: Tensor = patches.view(len(patches), rows, columns, *inner).movedim((1, 2), (-4, -2)).reshape(images.shape)
+    return whole
 
 
 def _check_range(images: Tensor, fill: object, largest: float) -> None:
@@ -155,7 +171,21 @@ class Noise:
 
 @dataclass(frozen=True)
 class Alien:
-    """The pixels at the same place in one other image (arXiv 2205.14986, section 3.1)."""
+    """The pixels at the same place in another image (arXiv 2205.14986, section 3.1).
+
+    Args:
+        per: ``"image"``: one other image for all groups, which is the paper's. ``"group"``: each group has a donor of
+            its own, so that one image holds several alien concepts.
+
+    Raises:
+        ValueError: ``per`` is neither.
+    """
+
+    per: Literal["image", "group"] = "image"
+
+    def __post_init__(self) -> None:
+        if self.per not in ("image", "group"):
+            raise ValueError(f"Alien takes its donors per 'image' or per 'group'; got per={self.per!r}")
 
     def check(self, images: Tensor, grid: tuple[int, int], donors: Tensor | None) -> None:
         if len(images) == 1 and donors is None:
@@ -165,7 +195,11 @@ class Alien:
             )
 
     def values(self, images: Tensor, plan: MaskPlan, donors: Tensor) -> Tensor:
-        return donors.index_select(0, plan.donor)
+        if self.per == "image":
+            return donors.index_select(0, plan.donor)
+        patches = _patches(donors, plan)
+        donor = plan.group_donor(None if donors is images else len(donors)).flatten(1)
+        return _whole(patches[donor, torch.arange(patches.shape[1], device=donor.device)], images, plan)
 
 
 @dataclass(frozen=True)
@@ -194,15 +228,9 @@ class Shuffle:
         return torch.where(visible > 0, visible_first.gather(1, rng.below(draw, visible)), anywhere_else)
 
     def values(self, images: Tensor, plan: MaskPlan, donors: Tensor) -> Tensor:
-        rows, columns = plan.mask.shape[1:]
-        patch = (images.shape[-2] // rows, images.shape[-1] // columns)
-        patches = images.unflatten(-1, (columns, patch[1])).unflatten(-3, (rows, patch[0])).movedim((-4, -2), (1, 2))
-        inner = patches.shape[3:]
-        patches = patches.reshape(len(images), rows * columns, math.prod(inner))
+        patches = _patches(images, plan)
         source = self.sources(plan)[..., None].expand(-1, -1, patches.shape[2])
-        moved = patches.gather(1, source).view(len(images), rows, columns, *inner)
-        mixed: Tensor = moved.movedim((1, 2), (-4, -2)).reshape(images.shape)
-        return mixed
+        return _whole(patches.gather(1, source), images, plan)
 
 
 _BY_NAME: dict[str, Fill] = {"zeros": Zeros(), "noise": Noise(), "alien": Alien(), "shuffle": Shuffle()}

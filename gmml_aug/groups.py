@@ -1,4 +1,6 @@
-"""Which patches are hidden: a sample's numbers -> its mask. Pure functions, batched, in integer arithmetic alone.
+"""Which patches are hidden, and by which group: a sample's numbers -> its groups.
+
+Pure functions, batched, in integer arithmetic alone.
 
 Groups of connected patches are those of GMML (Atito, Awais and Kittler, arXiv 2205.14986, section 3.1): rectangles of
 whole patches, overlaps allowed, one after another until the wanted share is hidden. Here all rectangles of all images
@@ -68,7 +70,7 @@ def rectangles_needed(
       decides about its whole area at once, so that many patches are about as good as independent. Measured against
       200,000 images for each of 49 settings (once, by hand), it asks for 1.5 to 10 times what the slowest image needed.
 
-    Running out would still hide the exact count (see :func:`masks`). No rectangle is needed where each patch is a
+    Running out would still hide the exact count (see :func:`hide`). No rectangle is needed where each patch is a
     group of its own, whose rank decides, or where no patch is hidden.
     """
     patches = rows * columns
@@ -200,7 +202,7 @@ def _first(rows: Tensor, columns: Tensor) -> Tensor:
         columns: the same across, ``(B, K / 63, width)``.
 
     Returns:
-        ``(B, height * width)`` int64, row-major; K where no rectangle covers the patch.
+        ``(B, height * width)`` int32, row-major; K where no rectangle covers the patch.
     """
     covering = rows[..., :, None] & columns[..., None, :]
     covering &= -covering  # the lowest bit
@@ -212,7 +214,7 @@ def _first(rows: Tensor, columns: Tensor) -> Tensor:
         bit = bit.add_(torch.arange(words, device=bit.device, dtype=torch.int32)[:, None, None] * WORD).amin(
             1, keepdim=True
         )
-    return bit.clamp_(max=words * WORD).flatten(1).to(torch.int64)
+    return bit.clamp_(max=words * WORD).flatten(1)
 
 
 def _random(key: Tensor, count: Tensor, among: Tensor) -> Tensor:
@@ -229,6 +231,11 @@ def _random(key: Tensor, count: Tensor, among: Tensor) -> Tensor:
     return (order <= last).logical_and_(count > 0)
 
 
+def _alone(rectangles: int, grid: tuple[int, int], device: torch.device) -> Tensor:
+    """Return the numbers of patches that are groups of their own: those after the rectangles', row-major."""
+    return torch.arange(rectangles, rectangles + grid[0] * grid[1], dtype=torch.int32, device=device)
+
+
 def _draw(
     key: Tensor,
     count: Tensor,
@@ -238,8 +245,9 @@ def _draw(
     inside: bool,
     rectangles: int,
 ) -> tuple[Tensor, Tensor]:
-    """Return the hidden patches ``(B, patches)``, and whether the rectangles were too few ``(B, 1)``."""
-    first = _first(*_bit_sets(key, grid, group_size, inside, rectangles))
+    """Return each patch's group ``(B, patches)``, and whether the rectangles were too few ``(B, 1)``."""
+    group = _first(*_bit_sets(key, grid, group_size, inside, rectangles))
+    first = group.to(torch.int64)
     # How many patches each rectangle adds, and the one with which the count is reached.
     adds = first.new_zeros(len(key), rectangles + 1)
     adds.scatter_add_(1, first, first.new_ones(()).expand_as(first))
@@ -255,10 +263,11 @@ def _draw(
     if key.device.type != "cpu" or bool(ran_out.any()):
         uncovered = first == rectangles
         hidden = torch.where(ran_out, ~uncovered | _random(key, rest, uncovered), hidden)
-    return hidden, ran_out
+        group = torch.where(uncovered, _alone(rectangles, grid, key.device), group)
+    return torch.where(hidden, group, -1), ran_out
 
 
-def masks(
+def hide(
     key: Tensor,
     count: Tensor,
     backwards: Tensor,
@@ -267,7 +276,7 @@ def masks(
     inside: bool,
     rectangles: int,
 ) -> Tensor:
-    """Draw the masks.
+    """Draw which patches are hidden, and by which group.
 
     Args:
         key: ``(B,)`` int64, one for each image.
@@ -282,7 +291,9 @@ def masks(
             masking of single patches.
 
     Returns:
-        ``(B, height, width)`` bool, True = hidden; ``count`` of them in each image.
+        ``(B, height, width)`` int32: the number of the rectangle that hides each patch, the first of those that cover
+        it; ``rectangles`` + the row-major place for a patch that is hidden by itself; -1 for those that stay visible,
+        all but ``count`` in each image.
     """
     patches = grid[0] * grid[1]
     on_cpu = key.device.type == "cpu"
@@ -292,12 +303,13 @@ def masks(
     parts = -(-cells // (_CPU_CELLS if on_cpu else _CELLS))
     if parts > 1 and len(key) > 1:
         pieces = zip(key.tensor_split(parts), count.tensor_split(parts), backwards.tensor_split(parts), strict=True)
-        return torch.cat([masks(k, n, b, grid, group_size, inside, rectangles) for k, n, b in pieces if len(k)])
+        return torch.cat([hide(k, n, b, grid, group_size, inside, rectangles) for k, n, b in pieces if len(k)])
     count, backwards = count[:, None], backwards[:, None]
     if not rectangles:
-        hidden = _random(key, count, torch.ones((), dtype=torch.bool, device=key.device).expand(len(key), patches))
+        among = torch.ones((), dtype=torch.bool, device=key.device).expand(len(key), patches)
+        group = torch.where(_random(key, count, among), _alone(0, grid, key.device), -1)
     else:
-        hidden, ran_out = _draw(key, count, backwards, grid, group_size, inside, number)
+        group, ran_out = _draw(key, count, backwards, grid, group_size, inside, number)
         if number < rectangles and len(again := ran_out.nonzero()[:, 0]):
-            hidden[again] = _draw(key[again], count[again], backwards[again], grid, group_size, inside, rectangles)[0]
-    return hidden.view(-1, *grid)
+            group[again] = _draw(key[again], count[again], backwards[again], grid, group_size, inside, rectangles)[0]
+    return group.view(-1, *grid)

@@ -82,6 +82,7 @@ def _draw_kernel(
     fill_ptr,
     donor_ptr,
     key_ptr,
+    group_ptr,
     root_ptr,
     sample_ptr,
     share_ptr,
@@ -138,6 +139,7 @@ def _draw_kernel(
     row, column = place // WIDTH, place % WIDTH
     hidden = place < 0
     new = place < 0
+    group = place * 0 - 1
     added = count * 0
     total = count * 0
     k = count * 0
@@ -146,6 +148,7 @@ def _draw_kernel(
         top, bottom = _span(_word(key, 2 * k + _RECTANGLE), low_height, heights, HEIGHT, INSIDE)
         left, right = _span(_word(key, 2 * k + 1 + _RECTANGLE), low_width, widths, WIDTH, INSIDE)
         new = (row >= top) & (row < bottom) & (row < HEIGHT) & (column >= left) & (column < right) & (hidden == 0)
+        group = tl.where(new, k, group)
         added = tl.sum(new.to(tl.int32), 0)
         total += added
         k += 1
@@ -164,8 +167,11 @@ def _draw_kernel(
             smaller = tl.sum((order < (last | bit)).to(tl.int32), 0)
             last = tl.where(smaller < count - total, last | bit, last)
             bit = bit >> 1
+        group = tl.where(order <= last, rectangles + place, group)
         hidden = hidden | (order <= last)
-    tl.store(mask_ptr + image.to(tl.int64) * (HEIGHT * WIDTH) + place, hidden, mask=row < HEIGHT)
+    begin = image.to(tl.int64) * (HEIGHT * WIDTH)
+    tl.store(mask_ptr + begin + place, hidden, mask=row < HEIGHT)
+    tl.store(group_ptr + begin + place, tl.where(hidden, group, -1), mask=row < HEIGHT)
 
 
 @triton.jit
@@ -215,6 +221,7 @@ def _write_kernel(
     POOL_LINE: tl.constexpr,
     POOL_PIXEL: tl.constexpr,
     INPLACE: tl.constexpr,
+    BY_PATCH: tl.constexpr,
     POOL: tl.constexpr,
     ZEROS: tl.constexpr,
     NOISE: tl.constexpr,
@@ -273,14 +280,17 @@ def _write_kernel(
         if ALIEN:
             if kind == 2:
                 if POOL:
-                    chosen = _word(tl.load(key_ptr + image).to(tl.uint64), image * 0 + _FILL)
-                    donor = (((chosen & _LOW) * pool.to(tl.uint64)) >> 32).to(tl.int64)
+                    if BY_PATCH:
+                        donor = tl.load(donor_ptr + number)
+                    else:
+                        chosen = _word(tl.load(key_ptr + image).to(tl.uint64), image * 0 + _FILL)
+                        donor = (((chosen & _LOW) * pool.to(tl.uint64)) >> 32).to(tl.int64)
                     theirs = pool_ptr + donor * POOL_IMAGE
                     theirs += down * (HEIGHT * POOL_LINE) + across * (WIDTH * POOL_PIXEL)
                     alien = tl.load(theirs + plane * POOL_PLANE + y * POOL_LINE + x * POOL_PIXEL, mask=inside)
                     tl.store(target, alien, mask=inside)
                 else:
-                    donor = tl.load(donor_ptr + image)
+                    donor = tl.load(donor_ptr + (number if BY_PATCH else image))
                     there = e < tl.where((donor >= 0) & (donor < batch), PIXELS, 0)
                     theirs = image_ptr + donor * IMAGE + corner + offset
                     tl.store(target, tl.load(theirs, mask=there, other=0), mask=inside)
@@ -309,6 +319,7 @@ def _alien_kernel(
     PLANE: tl.constexpr,
     LINE: tl.constexpr,
     PIXEL: tl.constexpr,
+    BY_PATCH: tl.constexpr,
     IMAGES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -324,7 +335,8 @@ def _alien_kernel(
     fill = tl.load(fill_ptr + image, mask=there, other=0)
     kind = tl.load(kind_ptr + fill, mask=(fill >= 0) & (fill < KINDS), other=-1)
     here = there & hidden & (kind == 2) & (e < PIXELS)
-    donor = tl.load(donor_ptr + image, mask=there, other=0)
+    whose = image * (ROWS * COLUMNS) + patch if BY_PATCH else image
+    donor = tl.load(donor_ptr + whose, mask=there, other=0)
     within = (donor >= 0) & (donor < batch)
     alien = tl.load(image_ptr + donor * IMAGE + offset, mask=here & within, other=0)
     tl.debug_barrier()
@@ -374,10 +386,10 @@ def draw(
     """
     rows, columns = settings.grid
     patches = rows * columns
-    mask = torch.empty(batch, rows, columns, dtype=torch.bool, device=device)
+    mask, group = (torch.empty(batch, rows, columns, dtype=kind, device=device) for kind in (torch.bool, torch.int32))
     fill, donor, key = (torch.empty(batch, dtype=torch.int64, device=device) for _ in range(3))
     if not batch:
-        return mask, fill, donor, key
+        return mask, fill, donor, key, group
     shares = settings.shares()
     block = triton.next_power_of_2(patches)
     (low_height, high_height), (low_width, high_width) = settings.group_size
@@ -388,6 +400,7 @@ def draw(
             fill,
             donor,
             key,
+            group,
             root if isinstance(root, Tensor) else mask,
             sample if isinstance(sample, Tensor) else mask,
             _shares(tuple(shares), device) if shares else mask,
@@ -413,7 +426,7 @@ def draw(
             BLOCK=block,
             num_warps=min(16, max(1, block // 512)),
         )
-    return mask, fill, donor, key
+    return mask, fill, donor, key, group
 
 
 def _strides(images: Tensor) -> tuple[int, int, int, int] | None:
@@ -461,7 +474,7 @@ def write(
     Args:
         images: ``(B, C, H, W)`` or ``(B, T, C, H, W)``, as :func:`can_write` says.
         out: of their shape and dtype.
-        plan: what was drawn.
+        plan: what was drawn; its donors may be one for each patch, ``(B, gh, gw)``, and count in ``donors`` then.
         sources: ``(B, patches)`` int64, of Shuffle.sources(), where that is among the fills.
         donors: ``(N, ...)`` like the images; None where aliens come from the batch.
         kinds: of the fills: 0 zeros, 1 noise, 2 alien, 3 shuffle.
@@ -472,7 +485,7 @@ def write(
     pixels = math.prod(images.shape[1:-2]) * height * width
     inplace, batch = out is images, len(images)
     kind, value, scale, cubic = _tables(tuple(kinds), tuple(values), channels, images.dtype, images.device)
-    mask, fill, donor, key = (field.contiguous() for field in plan)
+    mask, fill, donor, key, _ = (field.contiguous() for field in plan)
     steps, out_steps, pool_steps = (
         _strides(t) or (0,) * 4 for t in (images, out, images if donors is None else donors)
     )
@@ -486,7 +499,7 @@ def write(
             block = min(triton.next_power_of_2(pixels), max(4, min(64, 2**13 // most)))
             _alien_kernel[(rows * columns * triton.cdiv(pixels, block),)](
                 images, mask, fill, donor, kind, batch, KINDS=len(kinds),
-                **grid, **dict(zip(names, steps, strict=True)), IMAGES=most, BLOCK=block,
+                **grid, **dict(zip(names, steps, strict=True)), BY_PATCH=donor.ndim == 3, IMAGES=most, BLOCK=block,
                 num_warps=min(16, max(1, most * block // 512)),
             )  # fmt: skip
             if set(kinds) == {_ALIEN}:
@@ -514,6 +527,7 @@ def write(
             **{f"OUT_{name}": number for name, number in zip(names, out_steps, strict=True)},
             **{f"POOL_{name}": number for name, number in zip(names, pool_steps, strict=True)},
             INPLACE=inplace,
+            BY_PATCH=donor.ndim == 3,
             POOL=donors is not None,
             ZEROS=_ZEROS in kinds,
             NOISE=_NOISE in kinds,

@@ -1,4 +1,4 @@
-"""What is drawn for a batch before a pixel is touched: masks, fills, donors and the keys of the noise."""
+"""What is drawn for a batch before a pixel is touched: groups and masks, fills, donors and the keys of the noise."""
 
 from __future__ import annotations
 
@@ -32,13 +32,16 @@ class MaskPlan(NamedTuple):
         donor: ``(B,)`` int64, the image of the batch that alien patches come from: never the image itself; -1 in a
             batch of one. Where :meth:`GroupMask.apply` is given ``donors``, :meth:`pool_donor` tells instead, and that
             is what a fill finds here.
-        key: ``(B,)`` int64, from which noise, shuffled places and donors of a pool are drawn.
+        key: ``(B,)`` int64, from which noise, shuffled places, donors of a pool and of groups are drawn.
+        group: ``(B, gh, gw)`` int32, the number of the group that hides each patch; -1 = visible. Groups are numbered
+            in the order in which they were drawn; one that lies under earlier ones hides nothing, so numbers may skip.
     """
 
     mask: Tensor
     fill: Tensor
     donor: Tensor
     key: Tensor
+    group: Tensor
 
     def to(self, device: torch.device | str | int) -> MaskPlan:
         """Return the plan on another device."""
@@ -48,6 +51,21 @@ class MaskPlan(NamedTuple):
         """Return which of ``size`` separate donors each image takes: ``(B,)`` int64, whatever the batch."""
         word: Tensor = torch.ops.gmml_aug.words(self.key.reshape(-1), rng.FILL_SLOT, 1)
         return rng.below(rng.halves(word.reshape(self.key.shape))[1], size)
+
+    def group_donor(self, pool: int | None = None) -> Tensor:
+        """Return the donor of the group that hides each patch: ``(B, gh, gw)`` int64; of no meaning where none does.
+
+        Args:
+            pool: how many separate donors there are to take from; ``None`` takes another image of the batch.
+        """
+        slot = self.group.to(torch.int64) + rng.DONOR_SLOT
+        word: Tensor = torch.ops.gmml_aug.words_at(self.key[..., None, None], slot)
+        draw = rng.halves(word)[1]
+        if pool is not None:
+            return rng.below(draw, pool)
+        batch = 1 if self.key.ndim == 0 else len(self.key)
+        own = torch.arange(batch, device=draw.device).view(*self.key.shape, 1, 1)
+        return (own + 1 + rng.below(draw, batch - 1)) % max(batch, 1)
 
 
 def group_rank() -> int | None:
@@ -104,7 +122,7 @@ class Settings(NamedTuple):
         return [round(sum(self.weights[:i]) / sum(self.weights) * 2**32) for i in range(1, len(self.weights))]
 
 
-Drawn = tuple[Tensor, Tensor, Tensor, Tensor]  # the fields of a MaskPlan
+Drawn = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # the fields of a MaskPlan
 
 
 def _draw_batch(root: int | Tensor, samples: Tensor, settings: Settings) -> Drawn:
@@ -113,38 +131,39 @@ def _draw_batch(root: int | Tensor, samples: Tensor, settings: Settings) -> Draw
     head = rng.words(key, 0, rng.RECTANGLE_SLOT)
     count = groups.counts(head[:, rng.COUNT_SLOT], rows * columns, settings.ratio, settings.p)
     backwards = head[:, rng.CUT_SLOT] < 0
-    mask = groups.masks(key, count, backwards, settings.grid, settings.group_size, settings.inside, settings.rectangles)
+    group = groups.hide(key, count, backwards, settings.grid, settings.group_size, settings.inside, settings.rectangles)
     for_fill, for_donor = rng.halves(head[:, rng.FILL_SLOT])
     fill = torch.zeros_like(key)
     for share in settings.shares():
         fill += for_fill >= share
     if batch == 1:
-        return mask, fill, torch.full_like(key, -1), key
+        return group >= 0, fill, torch.full_like(key, -1), key, group
     place = torch.arange(batch, device=key.device)
-    return mask, fill, (place + 1 + rng.below(for_donor, batch - 1)) % batch, key
+    return group >= 0, fill, (place + 1 + rng.below(for_donor, batch - 1)) % batch, key, group
 
 
 def _draw_few(root: int, samples: list[int], settings: Settings) -> Drawn:
     """Draw image by image: the same bits, and quicker for a few of them."""
     batch, (rows, columns) = len(samples), settings.grid
     shares = settings.shares()
-    masks, fills, donors, keys = bytearray(), array("q"), array("q"), array("q")
+    hidden, fills, donors, keys = list[int](), array("q"), array("q"), array("q")
     for place, sample in enumerate(samples):
         key = rng.mix(root + sample * rng.GAMMA)
         backwards = rng.mix(key + rng.CUT_SLOT * rng.GAMMA) >> 63 == 1
         count = single.count(rng.mix(key), rows * columns, settings.ratio, settings.p)
-        mask = single.mask(
+        numbers = single.hide(
             key, count, backwards, settings.grid, settings.group_size, settings.inside, settings.rectangles
         )
-        if mask is None:
+        if numbers is None:
             return _draw_batch(root, torch.tensor([rng.signed(s) for s in samples], device="cpu"), settings)
-        masks += mask
+        hidden += numbers
         for_fill, for_donor = divmod(rng.mix(key + rng.FILL_SLOT * rng.GAMMA), 2**32)
         fills.append(sum(for_fill >= share for share in shares))
         donors.append((place + 1 + (for_donor * (batch - 1) >> 32)) % batch if batch > 1 else -1)
         keys.append(rng.signed(key))
     fill, donor, key_ = (torch.frombuffer(numbers, dtype=torch.int64) for numbers in (fills, donors, keys))
-    return torch.frombuffer(masks, dtype=torch.bool).view(batch, rows, columns), fill, donor, key_
+    group = torch.frombuffer(array("i", hidden), dtype=torch.int32).view(batch, rows, columns)
+    return group >= 0, fill, donor, key_, group
 
 
 @lru_cache(maxsize=64)
@@ -208,8 +227,8 @@ def _draw(
     if one_by_one:  # as a DataLoader's worker counts them, so that the next ones will be asked for as well
         block, place = divmod(int(first), _AHEAD)
         ahead = _draw_ahead(int(root), block, settings)
-        mask, fill, _, key = (field[place : place + 1].clone() for field in ahead)
-        drawn = mask, fill, torch.full_like(key, -1), key
+        mask, fill, _, key, group = (field[place : place + 1].clone() for field in ahead)
+        drawn = mask, fill, torch.full_like(key, -1), key, group
     elif on_host and 0 < batch * rectangles <= _FEW_RECTANGLES and patches <= _FEW_PATCHES:
         numbers = index.tolist() if index is not None else list(range(int(first), int(first) + batch))
         drawn = _draw_few(int(root), numbers, settings)
@@ -232,10 +251,10 @@ def _draw_fake(
     grid: Sequence[int],
     device: torch.device,
     *_: object,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    mask = torch.empty((batch, *grid), dtype=torch.bool, device=device)
+) -> Drawn:
+    mask, group = (torch.empty((batch, *grid), dtype=dtype, device=device) for dtype in (torch.bool, torch.int32))
     fill, donor, key = (torch.empty(batch, dtype=torch.int64, device=device) for _ in range(3))
-    return mask, fill, donor, key
+    return mask, fill, donor, key, group
 
 
 # Drawing is one opaque operator to torch.compile, so eager and compiled numbers are equal by construction: traced, the
@@ -244,7 +263,8 @@ def _draw_fake(
 torch.library.define(
     "gmml_aug::draw",
     "(Tensor(a!) counter, Tensor? index, int? seed, int? home_rank, SymInt batch, SymInt[] grid, Device device, "
-    "float[] ratio, int[] group_size, bool inside, float p, float[] weights) -> (Tensor, Tensor, Tensor, Tensor)",
+    "float[] ratio, int[] group_size, bool inside, float p, float[] weights) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 torch.library.impl("gmml_aug::draw", "default", _draw)
 torch.library.register_fake("gmml_aug::draw", _draw_fake)

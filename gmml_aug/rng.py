@@ -29,6 +29,7 @@ FILL_SLOT = 1  # upper half: which fill; lower half: which donor
 CUT_SLOT = 2  # highest bit: from which side the last group is cut
 RECTANGLE_SLOT = 4  # two words for each rectangle: its rows, its columns; upper half: the size, lower half: the place
 PATCH_SLOT = 2**32  # one word for each patch: its rank
+DONOR_SLOT = 3 * 2**32  # one word for each group; lower half: which donor
 SHUFFLE_SLOT = 2**33  # one word for each patch: where its content comes from
 NOISE_SLOT = 2**34  # whole words for each patch, of four normals or eight bytes each
 
@@ -76,6 +77,11 @@ def words(key: Tensor, start: int, count: int) -> Tensor:
     steps = _steps if count <= _KEPT else _steps.__wrapped__
     out = key.new_empty(len(key), count)  # so that its strides are plain ones, whatever the key's are
     return _mix_(torch.add(key[:, None], steps(start, count, key.device), out=out))
+
+
+def words_at(key: Tensor, slot: Tensor) -> Tensor:
+    """Return the word of a slot for each key: int64 both, of shapes that broadcast -> int64 of their common shape."""
+    return _mix_(key + slot * signed(GAMMA))
 
 
 def halves(word: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,6 +170,10 @@ def _words_fake(key: Tensor, start: int, count: int) -> Tensor:
     return key.new_empty(key.shape[0], count)
 
 
+def _words_at_fake(key: Tensor, slot: Tensor) -> Tensor:
+    return key.new_empty(torch.broadcast_shapes(key.shape, slot.shape))
+
+
 def _noise_fake(key: Tensor, patches: int, count: int, dtype: torch.dtype) -> Tensor:
     kind = torch.uint8 if dtype == torch.uint8 else torch.float32
     return key.new_empty((key.shape[0], patches, count), dtype=kind)
@@ -172,6 +182,7 @@ def _noise_fake(key: Tensor, patches: int, count: int, dtype: torch.dtype) -> Te
 # Opaque to torch.compile, which would not keep int64 arithmetic wrapping.
 for _name, _function, _fake, _schema in (
     ("words", words, _words_fake, "(Tensor key, SymInt start, SymInt count) -> Tensor"),
+    ("words_at", words_at, _words_at_fake, "(Tensor key, Tensor slot) -> Tensor"),
     ("noise", _noise_everywhere, _noise_fake, "(Tensor key, SymInt patches, SymInt count, ScalarType dtype) -> Tensor"),
 ):
     torch.library.define(f"gmml_aug::{_name}", _schema)

@@ -1,4 +1,4 @@
-"""The numbers of a few images, in Python's integers: a mask is one of them, a bit for each patch.
+"""The numbers of a few images, in Python's integers: what is hidden is one of them, a bit for each patch.
 
 What :mod:`gmml_aug.groups` does for a batch takes some hundred tensor operations, whatever its size. For one image, as
 a DataLoader's worker draws it, those cost many times more than the sequential loop that they replace. The results are
@@ -12,7 +12,6 @@ from functools import lru_cache
 from . import rng
 
 _LOW_32 = 2**32 - 1
-_BITS = bytes(i & 1 for i in range(256))  # "0" and "1" to 0 and 1
 
 
 def count(word: int, patches: int, ratio: tuple[float, float], p: float) -> int:
@@ -48,7 +47,7 @@ def _lowest(bits: int, number: int) -> int:
     return bits & ((1 << low) - 1)
 
 
-def mask(
+def hide(
     key: int,
     count: int,
     backwards: bool,
@@ -56,11 +55,11 @@ def mask(
     group_size: tuple[tuple[int, int], tuple[int, int]],
     inside: bool,
     rectangles: int,
-) -> bytes | None:
-    """Draw one mask: :func:`gmml_aug.groups.masks` for one key, one rectangle after another.
+) -> list[int] | None:
+    """Draw one image's groups: :func:`gmml_aug.groups.hide` for one key, one rectangle after another.
 
     Returns:
-        A byte for each patch, row-major, 1 = hidden; or None where the rectangles are too few.
+        The number of the group that hides each patch, row-major, -1 = visible; None where the rectangles are too few.
     """
     height, width = grid
     (least_height, most_height), (least_width, most_width) = group_size
@@ -68,6 +67,8 @@ def mask(
     # Places are those of the group's last row and column where it may hang over the border, else of its first.
     rows, columns = (height + 1, width + 1) if inside else (height - 1, width - 1)
     hidden, total, columns_of = 0, 0, _columns(most_height, width)
+    drawn: list[tuple[int, int, int, int]] = []
+    cut = 0
     z = key + (rng.RECTANGLE_SLOT - 1) * rng.GAMMA
     for _ in range(rectangles if count else 0):
         # rng.mix() twice, written out: a call costs as much as the mixing.
@@ -103,15 +104,27 @@ def mask(
                 left = 0
             if right > width:
                 right = width
+        drawn.append((top, bottom, left, right))
         group = columns_of[bottom - top] * ((1 << right - left) - 1) << top * width + left
         total = (hidden | group).bit_count()
         if total >= count:
             group &= ~hidden
             surplus = total - count
             # The last group loses its end, or its beginning.
-            hidden |= group & ~_lowest(group, surplus) if backwards else _lowest(group, group.bit_count() - surplus)
+            lowest = _lowest(group, surplus if backwards else group.bit_count() - surplus)
+            cut = lowest if backwards else group & ~lowest
             break
         hidden |= group
     if total < count:
         return None
-    return f"{hidden:0{height * width}b}"[::-1].encode().translate(_BITS)
+    groups = [-1] * (height * width)
+    for k in range(len(drawn) - 1, -1, -1):  # the first one that covers a patch is written last
+        top, bottom, left, right = drawn[k]
+        row = [k] * (right - left)
+        for begin in range(top * width + left, bottom * width + left, width):
+            groups[begin : begin + right - left] = row
+        while cut:
+            place = cut.bit_length() - 1
+            groups[place] = -1
+            cut ^= 1 << place
+    return groups

@@ -9,8 +9,9 @@ from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten  # as torchvision does: torch has no public one yet
 
-from .fills import Fill, weighted
+from .fills import Alien, Fill, weighted
 from .grid import as_patch_size, grid_size, is_int
 from .groups import group_range
 from .plan import MaskPlan, group_rank
@@ -176,7 +177,8 @@ class GroupMask(nn.Module):
         batch, single = _as_batch(images)
         grid = self._grid(batch)
         expected = grid if single else (batch.shape[0], *grid)
-        if plan.mask.shape != expected or any(field.shape != expected[:-2] for field in plan[1:]):
+        shapes = {name: expected if name in ("mask", "group") else expected[:-2] for name in plan._fields}
+        if any(getattr(plan, name).shape != shape for name, shape in shapes.items()):
             raise ValueError(
                 f"the plan is for a mask of {tuple(plan.mask.shape)}, but images of {tuple(batch.shape)} with patches "
                 f"of {self.patch_size} need {expected}; draw it by sample() with these images or their shape"
@@ -184,8 +186,8 @@ class GroupMask(nn.Module):
         if plan.mask.dtype != torch.bool:
             raise TypeError(f"a plan's mask is bool, True = hidden; got {plan.mask.dtype}")
         for name, field in zip(plan._fields[1:], plan[1:], strict=True):
-            if field.dtype != torch.int64:
-                raise TypeError(f"a plan's {name} is int64; got {field.dtype}")
+            if field.dtype != (wanted := torch.int32 if name == "group" else torch.int64):
+                raise TypeError(f"a plan's {name} is {str(wanted).removeprefix('torch.')}; got {field.dtype}")
         for field in plan:
             if field.device != batch.device:
                 raise ValueError(
@@ -196,6 +198,31 @@ class GroupMask(nn.Module):
             plan = plan._replace(fill=torch.zeros_like(plan.fill))
         self._check(images, batch, grid, donors)
         return self._write(images, plan, donors)
+
+    def owner(self, plan: MaskPlan) -> Tensor:
+        """Return which image of the batch each patch shows once the plan is applied; see :func:`mix_labels`.
+
+        Args:
+            plan: from :meth:`sample`, of a batch; applied without ``donors``.
+
+        Returns:
+            ``(B, gh, gw)`` int64: the donor's place in the batch where :class:`Alien` hides a patch, else the image's
+            own, whether the patch is visible or hidden by another fill.
+
+        Raises:
+            TypeError, ValueError: this is no plan of a batch.
+        """
+        if not isinstance(plan, MaskPlan):
+            raise TypeError(f"owner takes a MaskPlan, as sample(images) draws it; got {type(plan).__name__}")
+        if plan.mask.ndim != 3:
+            raise ValueError("a plan of one image has no other image to show; draw it for a batch (B, C, H, W)")
+        owner = torch.arange(len(plan.mask), device=plan.mask.device)[:, None, None].expand(plan.mask.shape)
+        for i, fill in enumerate(self.fills):
+            if isinstance(fill, Alien):
+                donor = plan.donor[:, None, None] if fill.per == "image" else plan.group_donor()
+                here = plan.mask if len(self.fills) == 1 else plan.mask & (plan.fill == i)[:, None, None]
+                owner = torch.where(here, donor, owner)
+        return owner
 
     def extra_repr(self) -> str:
         names = ", ".join(f"{fill}: {weight:g}" for fill, weight in zip(self.fills, self.weights, strict=True))

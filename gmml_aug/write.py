@@ -23,6 +23,7 @@ from .plan import MaskPlan, kernels_for
 
 _PIECE = 2**22  # bytes of pixels for which a CPU keeps something else as well at a time, so that it stays in its caches
 _KINDS = (Zeros, Noise, Alien, Shuffle)
+_BY_GROUP = len(_KINDS)  # the kind of an Alien(per="group")
 _SHORTEST = 16  # bytes of a row for which an index is worth its own eight
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -144,8 +145,9 @@ def _write_rows(
     aliens = [i for i in drawn if isinstance(fills[i], Alien) and pool is None]
     shuffled = [i for i in drawn if isinstance(fills[i], Shuffle)]
     if out is source:
-        for i in aliens:  # first, while all others are as they were
-            _aliens_in_place(source, todo.pop(i), plan.donor, height)
+        if aliens:  # first, while all others are as they were
+            mask = torch.stack([todo.pop(i) for i in aliens]).any(0)
+            (_aliens_in_place if plan.donor.ndim == 1 else _groups_in_place)(source, mask, plan, height)
     elif aliens or shuffled:
         # What the batch itself gives, be it visible, alien or shuffled, is read from where it is, in one go.
         away = torch.zeros((), dtype=torch.int64, device="cpu")
@@ -202,8 +204,9 @@ def _away(fill: Fill, plan: MaskPlan, rows: _Rows, height: int) -> Tensor:
     """Return how many rows of ``flat`` away from a patch what it takes is, if it is hidden: ``(B, gh, gw)`` int64."""
     images, planes, side, width, _ = rows.rows.shape
     if not isinstance(fill, Shuffle):
-        away = (plan.donor - torch.arange(images, device="cpu")) * (planes * side * width)
-        return away[:, None, None].expand(plan.mask.shape)
+        donor = plan.donor if plan.donor.ndim == 3 else plan.donor[:, None, None]
+        own = torch.arange(images, device="cpu")[:, None, None]
+        return ((donor - own) * (planes * side * width)).expand(plan.mask.shape)
     patch = fill.sources(plan)
     place = torch.arange(patch.shape[1], device="cpu")
     down, across = patch // width - place // width, patch % width - place % width
@@ -228,14 +231,22 @@ def _as_bits(images: _Rows, mask: Tensor, height: int) -> tuple[Tensor, Tensor]:
     return bits, hidden.view(batch, 1, -1, 1, width * pixels)
 
 
-def _aliens_in_place(images: _Rows, mask: Tensor, donor: Tensor, height: int) -> None:
+def _groups_in_place(images: _Rows, mask: Tensor, plan: MaskPlan, height: int) -> None:
+    """Write aliens, with a donor for each patch, into the batch that they come from: all are read first."""
+    image, place = mask.flatten(1).nonzero(as_tuple=True)
+    rows = images.of_patches(image, place, height)
+    away = _away(Alien(), plan, images, height).flatten(1)[image, place]
+    images.flat.index_copy_(0, rows.view(-1), images.flat.index_select(0, (rows + away[:, None]).view(-1)))
+
+
+def _aliens_in_place(images: _Rows, mask: Tensor, plan: MaskPlan, height: int) -> None:
     """Write aliens into the batch that they come from, by bands of the same rows of every image."""
     bits, hidden = _as_bits(images, mask, height)
     step = max(1, _PIECE // max(1, 2 * bits[:, 0, 0].nbytes))
     for plane, top in itertools.product(range(bits.shape[1]), range(0, bits.shape[2], step)):
         band, here = bits[:, plane, top : top + step], hidden[:, 0, top : top + step]
         # torch.where() on the bits, x ^ ((x ^ y) & here), which takes a CPU less time.
-        band.bitwise_xor_(band.index_select(0, donor).bitwise_xor_(band).bitwise_and_(here))
+        band.bitwise_xor_(band.index_select(0, plan.donor).bitwise_xor_(band).bitwise_and_(here))
 
 
 def _described(fills: Sequence[Fill]) -> tuple[list[int], list[float]]:
@@ -249,7 +260,7 @@ def _described(fills: Sequence[Fill]) -> tuple[list[int], list[float]]:
         elif isinstance(fill, Noise):
             numbers = (fill.mean, fill.std)
         values += (*map(float, numbers), *(0.0,) * (width - len(numbers)))
-    return [_KINDS.index(type(fill)) for fill in fills], values
+    return [_BY_GROUP if fill == Alien("group") else _KINDS.index(type(fill)) for fill in fills], values
 
 
 def _fills(kinds: Sequence[int], values: Sequence[float], channels: int) -> list[Fill]:
@@ -257,7 +268,9 @@ def _fills(kinds: Sequence[int], values: Sequence[float], channels: int) -> list
     width, fills = len(values) // len(kinds), list[Fill]()
     for i, kind in enumerate(kinds):
         numbers = tuple(values[i * width : (i + 1) * width])
-        if _KINDS[kind] is Zeros:
+        if kind == _BY_GROUP:
+            fills.append(Alien("group"))
+        elif _KINDS[kind] is Zeros:
             by_channel = tuple(numbers[min(channel, width - 1)] for channel in range(channels))
             same = len(set(map(repr, by_channel))) <= 1  # -0.0 is another
             fills.append(Zeros(numbers[0] if same else by_channel))
@@ -275,6 +288,17 @@ def _share_memory(images: Tensor, donors: Tensor) -> bool:
     return max(begins) < min(ends)
 
 
+def _by_patch(plan: MaskPlan, kinds: Sequence[int], donors: Tensor | None) -> MaskPlan:
+    """Return the plan with a donor for each patch, ``(B, gh, gw)``, where some of the fills have one for each group."""
+    grouped = torch.zeros_like(plan.fill, dtype=torch.bool)
+    for i, kind in enumerate(kinds):
+        if kind == _BY_GROUP:
+            grouped |= plan.fill == i
+    donor = plan.donor if donors is None else plan.pool_donor(len(donors))
+    by_group = plan.group_donor(None if donors is None else len(donors))
+    return plan._replace(donor=torch.where(grouped[:, None, None], by_group, donor[:, None, None]))
+
+
 def _write_into(
     images: Tensor,
     out: Tensor,
@@ -282,6 +306,7 @@ def _write_into(
     fill: Tensor,
     donor: Tensor,
     key: Tensor,
+    group: Tensor,
     donors: Tensor | None,
     kinds: Sequence[int],
     values: Sequence[float],
@@ -292,11 +317,13 @@ def _write_into(
         return
     if out is images and donors is not None and _share_memory(images, donors):
         donors = donors.clone()
-    plan, patch = MaskPlan(mask, fill, donor, key), (patch_size[0], patch_size[1])
+    plan, patch = MaskPlan(mask, fill, donor, key, group), (patch_size[0], patch_size[1])
     kernels = kernels_for(images.device)
     if kernels is not None and kernels.can_write(images, out, kinds, patch, donors):
         sources = Shuffle().sources(plan) if _KINDS.index(Shuffle) in kinds else None
-        kernels.write(images, out, plan, sources, donors, kinds, values)
+        by_patch = _by_patch(plan, kinds, donors) if _BY_GROUP in kinds else plan
+        plain = [_KINDS.index(Alien) if kind == _BY_GROUP else kind for kind in kinds]
+        kernels.write(images, out, by_patch, sources, donors, plain, values)
         if out is images and not images.is_inference():
             torch.autograd.graph.increment_version(images)  # as torch's own functions do, for autograd to see
         return
@@ -308,7 +335,8 @@ def _write_into(
         target = source if out is images else _as_rows(out, patch)
         pool = source if donors is None else _as_rows(donors, patch)
         if source and target and pool and source.channels_last == target.channels_last == pool.channels_last:
-            _write_rows(images, source, target, None if donors is None else pool, plan, fills, patch[0])
+            by_patch = _by_patch(plan, kinds, donors) if _BY_GROUP in kinds else plan
+            _write_rows(images, source, target, None if donors is None else pool, by_patch, fills, patch[0])
             return
     out.copy_(_write_whole(images, plan, fills, patch, images if donors is None else donors))
 
@@ -325,7 +353,7 @@ def _write_op_(images: Tensor, *arguments: Any) -> None:
 
 # Opaque to torch.compile, so that a compiled call takes the quick roads as well.
 _ARGUMENTS = (
-    "Tensor mask, Tensor fill, Tensor donor, Tensor key, Tensor? donors, int[] kinds, float[] values, "
+    "Tensor mask, Tensor fill, Tensor donor, Tensor key, Tensor group, Tensor? donors, int[] kinds, float[] values, "
     "SymInt[] patch_size"
 )
 torch.library.define("gmml_aug::write", f"(Tensor images, {_ARGUMENTS}) -> Tensor")

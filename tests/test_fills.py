@@ -112,6 +112,40 @@ def test_each_image_gets_the_fill_of_the_plan() -> None:
     assert set(plan.fill.tolist()) == {0, 1, 2}
 
 
+@pytest.mark.parametrize("frames", [(), (2,)])
+@pytest.mark.parametrize("fill", [Alien("group"), {"zeros": 1, Alien("group"): 3, "alien": 1}])
+def test_groups_take_the_pixels_of_their_donors_in_a_pool(fill: Any, frames: tuple[int, ...]) -> None:
+    images, donors = torch.zeros(16, *frames, 3, 16, 16), torch.rand(5, *frames, 3, 16, 16)
+    corrupt = GroupMask(4, 0.5, fill, group_size=(1, 2), seed=1)
+    plan = corrupt.sample(images)
+    out, mask = corrupt.apply(images, plan, donors=donors)
+    kind = [corrupt.fills[i] for i in plan.fill]
+    for i in range(16):
+        for row, column in mask[i].nonzero().tolist():
+            pixels = (..., slice(4 * row, 4 * row + 4), slice(4 * column, 4 * column + 4))
+            donor = plan.group_donor(5)[i, row, column] if kind[i] == Alien("group") else plan.pool_donor(5)[i]
+            expected = torch.zeros(()) if kind[i] == Zeros() else donors[donor][pixels]
+            assert torch.equal(out[i][pixels], expected.expand(out[i][pixels].shape))
+
+
+def test_a_fill_of_ones_own_sees_the_groups() -> None:
+    class Numbered:
+        """The number of the group, in the first channel's patches."""
+
+        def check(self, images: Tensor, grid: tuple[int, int], donors: Tensor | None) -> None:
+            pass
+
+        def values(self, images: Tensor, plan: MaskPlan, donors: Tensor) -> Tensor:
+            return patch_to_pixel(plan.group, 4).to(images.dtype)
+
+    images = torch.full((4, 1, 32, 32), -1.0)
+    corrupt = GroupMask(4, 0.5, Numbered(), seed=1)
+    plan = corrupt.sample(images)
+    out, mask = corrupt.apply(images, plan)
+    assert torch.equal(out[:, 0, ::4, ::4], plan.group.float())
+    assert torch.equal(plan.group >= 0, mask)
+
+
 def test_a_fill_of_ones_own() -> None:
     class Mean:
         def check(self, images: Tensor, grid: tuple[int, int], donors: Tensor | None) -> None:
@@ -159,6 +193,7 @@ def test_a_fill_that_would_change_the_tensor_is_refused(values: Tensor) -> None:
         (lambda: Zeros([1, None]), TypeError, "one per channel"),  # type: ignore[list-item]
         (lambda: Noise(std=0), ValueError, "positive"),
         (lambda: Noise(mean=math.nan), ValueError, "finite"),
+        (lambda: Alien("patch"), ValueError, "per 'image' or per 'group'; got per='patch'"),  # type: ignore[arg-type]
         (lambda: Noise(mean="0"), TypeError, "numbers"),  # type: ignore[arg-type]
     ],
 )
@@ -179,6 +214,7 @@ def test_wrong_fills_are_refused(build: Any, error: type[Exception], words: str)
         (Noise(std=2), torch.zeros(2, 3, 16, 16, dtype=torch.uint8), "uniform noise over 0..255"),
         (Alien(), torch.zeros(1, 3, 16, 16), "batch of one"),
         (Alien(), torch.zeros(3, 16, 16), "batch of one"),
+        (Alien("group"), torch.zeros(1, 3, 16, 16), "batch of one"),
         ({"noise": 9, "alien": 1}, torch.zeros(1, 3, 16, 16), "donors="),
         (Shuffle(), torch.zeros(2, 3, 4, 4), "only one"),
     ],

@@ -38,29 +38,29 @@ def span(word: int, side: int, sizes: Sides, inside: bool) -> range:
     return range(max(first, 0), min(first + size, side))
 
 
-def loop_mask(
+def loop_groups(
     key: int, count: int, backwards: bool, grid: Sides, sizes: tuple[Sides, Sides], inside: bool, rectangles: int
-) -> list[bool]:
+) -> list[int]:
     """Hide one rectangle after another, cut the last one patch by patch, draw what none covers: the definition."""
     height, width = grid
     words = slots(key, rng.RECTANGLE_SLOT, 2 * rectangles)
-    hidden: set[int] = set()
-    for of_rows, of_columns in zip(words[::2], words[1::2], strict=True):
+    group: dict[int, int] = {}
+    for k, (of_rows, of_columns) in enumerate(zip(words[::2], words[1::2], strict=True)):
         rows, columns = span(of_rows, height, sizes[0], inside), span(of_columns, width, sizes[1], inside)
         places = [row * width + column for row in rows for column in columns]
         for place in reversed(places) if backwards else places:
-            if len(hidden) < count:
-                hidden.add(place)
+            if len(group) < count:
+                group.setdefault(place, k)
     rank = [word % 2**20 for word in slots(key, rng.PATCH_SLOT, height * width)]
     for place in sorted(range(height * width), key=lambda place: (rank[place], place)):
-        if len(hidden) < count:
-            hidden.add(place)
-    return [place in hidden for place in range(height * width)]
+        if len(group) < count:
+            group.setdefault(place, rectangles + place)
+    return [group.get(place, -1) for place in range(height * width)]
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.data())
-def test_masks_are_what_the_loop_would_hide(data: st.DataObject) -> None:
+def test_groups_are_what_the_loop_would_hide(data: st.DataObject) -> None:
     grid = data.draw(st.tuples(st.integers(1, 12), st.integers(1, 12)), label="grid")
     of_side = [st.tuples(st.integers(1, side), st.integers(1, side)).map(sorted).map(tuple) for side in grid]
     sizes: Any = data.draw(st.tuples(*of_side), label="sizes")
@@ -75,10 +75,10 @@ def test_masks_are_what_the_loop_would_hide(data: st.DataObject) -> None:
     enough = groups.rectangles_needed(*grid, max(count), *sizes, inside)
     # With fewer than enough some images run out of them; 126 are tried as 63 first, and 0 is a draw of single patches.
     rectangles = data.draw(st.sampled_from([number for number in (0, 63, 126, 189, enough) if number < 2000]))
-    got = groups.masks(key, torch.tensor(count), torch.tensor(backwards), grid, sizes, inside, rectangles)
-    assert (got.shape, got.dtype) == ((batch, *grid), torch.bool)
-    for i, mask in enumerate(got.flatten(1).tolist()):
-        assert mask == loop_mask(int(key[i]), count[i], backwards[i], grid, sizes, inside, rectangles)
+    got = groups.hide(key, torch.tensor(count), torch.tensor(backwards), grid, sizes, inside, rectangles)
+    assert (got.shape, got.dtype) == ((batch, *grid), torch.int32)
+    for i, group in enumerate(got.flatten(1).tolist()):
+        assert group == loop_groups(int(key[i]), count[i], backwards[i], grid, sizes, inside, rectangles)
 
 
 @pytest.mark.parametrize("rectangles", [0, 63, 126, 189, 315])
@@ -86,9 +86,9 @@ def test_images_that_run_out_of_rectangles_are_what_the_loop_would_hide(rectangl
     """Every count at once: some need few of the rectangles, some need most of them, and some need more."""
     images, sizes = 145, ((1, 2), (1, 2))
     key, backwards = keys(images, 5), keys(images, 6) < 0
-    masks = groups.masks(key, torch.arange(images), backwards, (12, 12), sizes, False, rectangles).flatten(1).tolist()
-    for count, mask in enumerate(masks):
-        assert mask == loop_mask(int(key[count]), count, bool(backwards[count]), (12, 12), sizes, False, rectangles)
+    got = groups.hide(key, torch.arange(images), backwards, (12, 12), sizes, False, rectangles).flatten(1).tolist()
+    for count, group in enumerate(got):
+        assert group == loop_groups(int(key[count]), count, bool(backwards[count]), (12, 12), sizes, False, rectangles)
 
 
 @given(st.integers(1, 4096), st.floats(0, 1))
@@ -156,7 +156,7 @@ def test_the_worst_case_still_gives_the_exact_count_without_bias(inside: bool) -
     key = keys(images)
     first = groups._first(*groups._bit_sets(key, (14, 14), sizes, inside, 63))
     assert ((first < 63).sum(1) < 176).all()
-    mask = groups.masks(key, torch.full((images,), 176), forwards(images), (14, 14), sizes, inside, 63)
+    mask = groups.hide(key, torch.full((images,), 176), forwards(images), (14, 14), sizes, inside, 63) >= 0
     assert (mask.flatten(1).sum(1) == 176).all()
     if not inside:
         often = mask.double().mean(0)
@@ -168,9 +168,10 @@ def test_single_patches_are_a_plain_random_choice() -> None:
     """Group size 1: every pair of patches is hidden together as often as chance has it, neighbours or not."""
     images, count = 20_000, 18
     assert groups.rectangles_needed(6, 6, count, (1, 1), (1, 1), False) == 0
-    mask = groups.masks(
+    group = groups.hide(
         keys(images), torch.full((images,), count), forwards(images), (6, 6), ((1, 1), (1, 1)), False, 0
     )
+    mask = group >= 0
     flat = mask.flatten(1).double()
     assert (flat.sum(1) == count).all()
     together = flat.T @ flat / images
@@ -185,7 +186,7 @@ def test_inside_starves_the_corners_and_uniform_does_not() -> None:
     for inside in (False, True):
         number = groups.rectangles_needed(14, 14, 98, (1, 4), (1, 4), inside)
         count, sizes = torch.full((4000,), 98), ((1, 4), (1, 4))
-        mask = groups.masks(keys(4000), count, keys(4000, 1) < 0, (14, 14), sizes, inside, number)
+        mask = groups.hide(keys(4000), count, keys(4000, 1) < 0, (14, 14), sizes, inside, number) >= 0
         often[inside] = mask.double().mean(0)
     assert often[True].max() > 3 * often[True].min()
     assert often[True].argmin() in (0, 13, 182, 195)
@@ -206,11 +207,11 @@ def test_a_large_batch_is_cut_without_changing_a_mask(monkeypatch: pytest.Monkey
     """Whether the rectangles suffice or not: with 126 or 315 some images need the second, larger draw."""
     images = 65
     arguments = (keys(images), torch.arange(images), keys(images, 1) < 0, (8, 8), ((1, 2), (1, 2)), False, rectangles)
-    whole = groups.masks(*arguments)
-    assert whole.flatten(1).sum(1).tolist() == list(range(images))
+    whole = groups.hide(*arguments)
+    assert (whole >= 0).flatten(1).sum(1).tolist() == list(range(images))
     for cells in (1, 64 * 7, 2000, 5001):
         monkeypatch.setattr(groups, "_CPU_CELLS", cells)
-        assert torch.equal(groups.masks(*arguments), whole)
+        assert torch.equal(groups.hide(*arguments), whole)
 
 
 def test_group_range() -> None:

@@ -24,6 +24,7 @@ from gmml_aug import Alien, Fill, GroupMask, Masked, MaskPlan, Noise, Shuffle, Z
 from . import processes
 
 FILLS: list[Any] = ["zeros", "noise", "alien", "shuffle", {"noise": 1, "alien": 1, "zeros": 2, "shuffle": 1}]
+FILLS += [Alien("group"), {"alien": 1, Alien("group"): 1}]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8]
 DEVICES = [
     "cpu",
@@ -171,6 +172,35 @@ def test_untouched_alien_pixels_are_the_donors_and_never_ones_own(batch: int, dt
         assert torch.equal(out, source.to(dtype))
 
 
+@pytest.mark.parametrize("batch", [2, 3, 8])
+def test_untouched_each_group_has_a_donor_and_never_its_own(batch: int) -> None:
+    corrupt, several = GroupMask(2, (0.2, 0.9), Alien("group"), seed=5), 0
+    for _ in range(3000 // batch):
+        images = torch.arange(batch, dtype=torch.float32)[:, None, None, None].expand(batch, 1, 8, 8)
+        plan = corrupt.sample(images)
+        shown = corrupt.apply(images, plan).images[:, 0, ::2, ::2].long()
+        for own in range(batch):
+            donors = [shown[own][plan.group[own] == group].unique() for group in plan.group[own].unique() if group >= 0]
+            assert all(len(donor) == 1 and donor != own for donor in donors)  # the whole group shows one other image
+            assert (shown[own][~plan.mask[own]] == own).all()
+            several += len(torch.cat(donors).unique()) > 1
+    assert (several > 1000) == (batch > 2)
+
+
+def test_untouched_donors_of_groups_are_uniform_and_independent() -> None:
+    corrupt = GroupMask(1, 0.5, Alien("group"), group_size=(1, 1), seed=0)
+    plan = corrupt.sample((10_000, 1, 2, 4))
+    for pool, donor in (
+        (10_000 - 1, (plan.group_donor() - torch.arange(10_000)[:, None, None]) % 10_000 - 1),
+        (7, plan.group_donor(7)),
+    ):
+        drawn = donor[plan.mask].view(10_000, 4).double()
+        # Uniform on 0..pool-1 with 40,000 draws, and no pair of groups alike: five standard errors each.
+        assert abs(drawn.mean().item() - (pool - 1) / 2) < 5 * pool / math.sqrt(12 * 40_000)
+        correlation = torch.corrcoef(drawn.T)[~torch.eye(4, dtype=torch.bool)]
+        assert correlation.abs().max() < 5 / math.sqrt(10_000)
+
+
 def test_untouched_donors_are_uniform() -> None:
     donor = GroupMask(1, 0.5, "alien", seed=0).sample((40_000, 1, 2, 2)).donor
     distance = (donor - torch.arange(40_000)) % 40_000
@@ -259,7 +289,7 @@ def test_reproducible_for_any_split(case: tuple[GroupMask, Tensor], data: st.Dat
     )
     cut = data.draw(st.integers(0, len(images)))
     whole = corrupt.sample(images, index=index)
-    for field in ("mask", "fill", "key"):
+    for field in ("mask", "fill", "key", "group"):
         parts = [
             getattr(corrupt.sample(images[part], index=index[part]), field) for part in (slice(cut), slice(cut, None))
         ]
@@ -289,6 +319,11 @@ def test_reproducible_the_numbers_are_pinned(device: str) -> None:
     ):
         images = GroupMask(2, ratio, fill, seed=42)(named.to(dtype)).images
         digest.update(images.cpu().numpy().tobytes())
+    plan = GroupMask(16, 0.5, Alien("group"), seed=42).sample(torch.empty(64, 1, 160, 224, device=device)).to("cpu")
+    groups = hashlib.sha256()
+    for field in (plan.group, plan.group_donor(), plan.group_donor(1000)):
+        groups.update(field.numpy().tobytes())
+    assert groups.hexdigest() == "4e3d9f1d7e63f929c8a8702c2dc408a74677d09eedf4823d317354ec439a4d27"
     assert digest.hexdigest() == "ce62ec56aaa795d0ddfa54c399e8e0289a73b6b0edd7bde6c560d8c8fcad9b88"
 
 

@@ -113,7 +113,7 @@ def test_pixels_are_the_same_bits(data: st.DataObject) -> None:
     kinds: list[Any] = [Zeros(), Zeros(7.0), Zeros(tuple(range(channels))), noise]
     donors = some(5) if pick(st.booleans()) else None
     if donors is not None or batch > 1:
-        kinds.append(Alien())
+        kinds += [Alien(), Alien("group")]
     if not inplace:
         kinds.append(Shuffle())
     fills = pick(st.lists(st.sampled_from(kinds), min_size=1, max_size=3, unique=True))
@@ -132,7 +132,9 @@ def test_pixels_are_the_same_bits(data: st.DataObject) -> None:
     small = channels * (frames[0] if frames else 1) * patch[0] * patch[1] < kernels.LEAST_PIXELS
     assert kernels.can_write(there, out, described, patch, pool) is not small
     sources = Shuffle().sources(drawn).to(DEVICE)
-    kernels.write(there, out, drawn.to(DEVICE), sources, pool, described, values)
+    by_patch = write._by_patch(drawn, described, donors) if write._BY_GROUP in described else drawn
+    plain = [2 if kind == write._BY_GROUP else kind for kind in described]
+    kernels.write(there, out, by_patch.to(DEVICE), sources, pool, plain, values)
     expected = drawn if donors is None else drawn._replace(donor=drawn.pool_donor(5))
     wanted = write._write_whole(images, expected, corrupt.fills, patch, images if donors is None else donors)
     assert torch.equal(bits(out.cpu()), bits(wanted))
@@ -175,7 +177,7 @@ def test_the_operator_falls_back_where_the_kernel_does_not_go(
 
 def test_the_operator_launches_the_kernel_and_keeps_torchs_rules(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(write, "kernels_for", lambda device: kernels)
-    corrupt = GroupMask(4, 0.5, {"noise": 1, "alien": 1}, seed=4)
+    corrupt = GroupMask(4, 0.5, {"noise": 1, "alien": 1, Alien("group"): 1}, seed=4)
     images = torch.randn(4, 3, 8, 8, device=DEVICE)
     drawn = corrupt.sample(torch.empty(4, 3, 8, 8)).to(DEVICE)
     arguments = (*drawn, None, *write._described(corrupt.fills), (4, 4))
@@ -239,7 +241,7 @@ def build(kernel, types, constants, warps):
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
     triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
 
-longs = {"fill_ptr": "*i64", "donor_ptr": "*i64", "key_ptr": "*i64"}
+longs = {"fill_ptr": "*i64", "donor_ptr": "*i64", "key_ptr": "*i64", "group_ptr": "*i32"}
 numbers = "sample batch least most low_height heights low_width widths rectangles".split()
 types = {**longs, "mask_ptr": "*i1", "root_ptr": "*i64", "sample_ptr": "*i64", "share_ptr": "*i64",
          **dict.fromkeys(numbers, "i32"), **dict.fromkeys(["root", "start", "stop", "p"], "i64")}
@@ -252,10 +254,13 @@ types = {**longs, "mask_ptr": "*i1", "source_ptr": "*i64", "kind_ptr": "*i32", "
 for kind in ("fp32", "fp16", "bf16", "u8"):
     pixels = dict.fromkeys(["out_ptr", "image_ptr", "pool_ptr", "value_ptr"], "*" + kind)
     per_word = 8 if kind == "u8" else 4
-    constants = dict(**patch, **steps, **flags, INPLACE=False, KINDS=4, CHANNELS=3, PER_WORD=per_word, BLOCK=1024)
-    build(kernels._write_kernel, types | pixels, constants, 4)
+    for by_patch in (False, True):
+        constants = dict(**patch, **steps, **flags, INPLACE=False, BY_PATCH=by_patch, KINDS=4, CHANNELS=3,
+                         PER_WORD=per_word, BLOCK=1024)
+        build(kernels._write_kernel, types | pixels, constants, 4)
 types = {**longs, "image_ptr": "*fp32", "mask_ptr": "*i1", "kind_ptr": "*i32", "batch": "i32"}
-build(kernels._alien_kernel, types, dict(**patch, KINDS=2, IMAGES=256, BLOCK=32), 16)
+for by_patch in (False, True):
+    build(kernels._alien_kernel, types, dict(**patch, BY_PATCH=by_patch, KINDS=2, IMAGES=256, BLOCK=32), 16)
 print("built")
 """
 

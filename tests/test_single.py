@@ -122,12 +122,12 @@ def test_a_sample_is_the_same_alone_and_in_a_large_batch(group_size: Any, placem
         16, (0.4, 0.7), {"noise": 1, Alien(): 1, Zeros(): 2}, group_size=group_size, placement=placement, p=p, seed=5
     )
     index = torch.arange(300) * 7 - 1000
-    with mock.patch.object(single, "mask", wraps=single.mask) as alone:
+    with mock.patch.object(single, "hide", wraps=single.hide) as alone:
         whole = corrupt.sample((300, 3, 224, 224), index=index)
         assert not alone.called  # a batch of this size is drawn in tensors ...
         for i in range(0, 300, 7):
             one = corrupt.sample((3, 224, 224), index=int(index[i]))
-            for field in ("mask", "fill", "key"):
+            for field in ("mask", "fill", "key", "group"):
                 assert torch.equal(getattr(one, field), getattr(whole, field)[i])
             assert one.donor == -1
         assert alone.call_count == 43  # ... and one image is not
@@ -166,6 +166,7 @@ def test_samples_that_are_drawn_ahead_are_those_of_the_batch(group_size: tuple[i
         assert torch.equal(one.mask, expected.mask[i])
         assert one.fill == expected.fill[i]
         assert one.key == expected.key[i]
+        assert torch.equal(one.group, expected.group[i])
         assert one.donor == -1
         for field in one:
             field.zero_()  # a plan is the caller's own

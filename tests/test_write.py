@@ -14,11 +14,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 
-from gmml_aug import GroupMask, MaskPlan, Noise, Zeros, patch_to_pixel, write
+from gmml_aug import Alien, GroupMask, MaskPlan, Noise, Zeros, patch_to_pixel, write
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8]
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-EVERY: dict[Any, float] = {"zeros": 1, "noise": 1, "alien": 2, "shuffle": 2, Zeros(3): 1}
+EVERY: dict[Any, float] = {"zeros": 1, "noise": 1, "alien": 2, "shuffle": 2, Zeros(3): 1, Alien("group"): 2}
 
 
 def raw(images: Tensor) -> Tensor:
@@ -62,6 +62,7 @@ def cases(draw: st.DrawFn) -> tuple[GroupMask, Tensor, Tensor | None]:
     pool = draw(st.booleans())
     if batch > 1 or pool:
         fills += ["alien", {"alien": 1, "noise": 1}, {"alien": 1, "shuffle": 1}, {"shuffle": 1, "alien": 2}, EVERY]
+        fills += [Alien("group"), {"alien": 1, Alien("group"): 1}, {"alien": 1, Alien(): 1}]
     corrupt = GroupMask(
         patch,
         draw(st.sampled_from([(0.0, 1.0), (0.5, 0.5), (1.0, 1.0), (0.0, 0.0)])),
@@ -128,7 +129,7 @@ VIEWS: list[Any] = [
 
 
 @pytest.mark.parametrize("inplace", [False, True])
-@pytest.mark.parametrize("fill", ["zeros", "noise", "alien", "shuffle", EVERY])
+@pytest.mark.parametrize("fill", ["zeros", "noise", "alien", Alien("group"), "shuffle", EVERY])
 @pytest.mark.parametrize("view", range(len(VIEWS)))
 def test_views_are_written_as_copies_are_and_nothing_around_them(view: int, fill: Any, inplace: bool) -> None:
     base = random_images((7, 4, 64, 64), torch.float32)
@@ -146,7 +147,7 @@ def test_views_are_written_as_copies_are_and_nothing_around_them(view: int, fill
     assert torch.equal(bits(base), bits(before))
 
 
-@pytest.mark.parametrize("fill", ["zeros", "noise", "alien", "shuffle", EVERY])
+@pytest.mark.parametrize("fill", ["zeros", "noise", "alien", Alien("group"), "shuffle", EVERY])
 def test_expanded_images_are_written_as_copies_are(fill: Any) -> None:
     corrupt = GroupMask(16, 0.5, fill, seed=1)
     for images in (torch.rand(1, 3, 64, 64).expand(6, -1, -1, -1), torch.rand(6, 1, 64, 64).expand(-1, 3, -1, -1)):
@@ -156,7 +157,7 @@ def test_expanded_images_are_written_as_copies_are(fill: Any) -> None:
 
 
 @pytest.mark.parametrize("inplace", [False, True])
-@pytest.mark.parametrize("fill", ["alien", {"noise": 1, "alien": 1}, {"alien": 1, "zeros": 1}])
+@pytest.mark.parametrize("fill", ["alien", Alien("group"), {"noise": 1, "alien": 1}, {"alien": 1, "zeros": 1}])
 def test_donors_may_be_some_of_the_images(fill: Any, inplace: bool) -> None:
     """Also in place: a donor gives what it was, not what was written over it."""
     images = random_images((8, 3, 64, 64), torch.float32)
@@ -206,7 +207,7 @@ def test_a_fill_derived_from_the_packages_own_keeps_its_values() -> None:
     assert torch.equal(out == 7, patch_to_pixel(mask, 8).expand_as(out))
 
 
-@pytest.mark.parametrize("fill", ["zeros", "noise", "alien", "shuffle", EVERY])
+@pytest.mark.parametrize("fill", ["zeros", "noise", "alien", Alien("group"), "shuffle", EVERY])
 def test_forward_derivatives_are_those_of_the_pixels_that_are_taken(fill: Any) -> None:
     images, tangent = torch.rand(6, 3, 32, 32, dtype=torch.float64), torch.rand(6, 3, 32, 32, dtype=torch.float64)
     for inplace in (False, True):
@@ -221,7 +222,7 @@ def test_forward_derivatives_are_those_of_the_pixels_that_are_taken(fill: Any) -
         assert torch.allclose(out.tangent, moved)
 
 
-@pytest.mark.parametrize("fill", ["zeros", "noise", "alien", "shuffle", EVERY])
+@pytest.mark.parametrize("fill", ["zeros", "noise", "alien", Alien("group"), "shuffle", EVERY])
 def test_vmap_writes_each_of_many_batches(fill: Any) -> None:
     batches, corrupt = torch.rand(3, 6, 3, 32, 32), GroupMask(8, 0.5, fill, seed=1)
     plan = corrupt.sample(batches[0])
@@ -230,7 +231,7 @@ def test_vmap_writes_each_of_many_batches(fill: Any) -> None:
 
 
 @pytest.mark.parametrize("inplace", [False, True])
-@pytest.mark.parametrize("fill", ["zeros", "noise", "alien", "shuffle", EVERY])
+@pytest.mark.parametrize("fill", ["zeros", "noise", "alien", Alien("group"), "shuffle", EVERY])
 def test_images_that_hold_no_values_have_their_shapes_followed(fill: Any, inplace: bool) -> None:
     with FakeTensorMode():
         out, mask = GroupMask(8, 0.5, fill, seed=1, inplace=inplace)(torch.empty(6, 3, 32, 32, dtype=torch.float16))
@@ -271,7 +272,15 @@ def peak_bytes(run: Any) -> int:
 @pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize(
     ("fill", "share"),
-    [("zeros", 0.1), (Zeros(3), 0.15), (Zeros([1, 2, 3]), 0.4), ("noise", 0.5), ("alien", 0.2), ("shuffle", 0.4)],
+    [
+        ("zeros", 0.1),
+        (Zeros(3), 0.15),
+        (Zeros([1, 2, 3]), 0.4),
+        ("noise", 0.5),
+        ("alien", 0.2),
+        (Alien("group"), 0.8),
+        ("shuffle", 0.4),
+    ],
 )
 def test_memory_grows_by_a_part_of_the_images_beside_the_output(fill: Any, share: float, inplace: bool) -> None:
     """Of 96 images: beside 2 % to 8 % of them it is a few pieces of 4 MiB, of a batch of any size."""

@@ -1,0 +1,50 @@
+"""Soft labels for images that show parts of one another."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .grid import is_int
+
+
+def mix_labels(labels: Tensor, owner: Tensor, num_classes: int) -> Tensor:
+    """Mix labels as the images were mixed: in proportion to the patches that each image owns.
+
+    What CutMix does for one box (Yun et al., arXiv 1905.04899, section 3.1), for connected groups and per sample.
+
+    Args:
+        labels: ``(B,)`` int64, the class of each image.
+        owner: ``(B, gh, gw)`` int64, the image that each patch shows: ``corrupt.owner(plan)``.
+        num_classes: how many classes there are.
+
+    Returns:
+        ``(B, num_classes)`` float32 on the labels' device: the share of each class; a row adds up to 1.
+
+    Raises:
+        TypeError, ValueError: something has the wrong dtype or shape, or is on another device.
+
+    Example:
+        >>> corrupt = GroupMask(16, ratio=(0.1, 0.5), fill="alien")
+        >>> plan = corrupt.sample(images)
+        >>> mixed, soft = corrupt.apply(images, plan).images, mix_labels(labels, corrupt.owner(plan), num_classes=10)
+    """
+    if not isinstance(owner, Tensor):
+        raise TypeError(
+            f"mix_labels takes the image that each patch shows, by corrupt.owner(plan) of the plan = "
+            f"corrupt.sample(images) that was applied; got {type(owner).__name__}"
+        )
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or owner.dtype != torch.int64:
+        got = f"{labels.dtype}" if isinstance(labels, Tensor) else type(labels).__name__
+        raise TypeError(f"labels and owner are int64 tensors; got {got} and {owner.dtype}")
+    if labels.ndim != 1 or owner.ndim != 3 or len(labels) != len(owner):
+        raise ValueError(
+            f"labels are (B,) and owner is (B, gh, gw); got {tuple(labels.shape)} and {tuple(owner.shape)}"
+        )
+    if not is_int(num_classes) or num_classes < 1:
+        raise ValueError(f"num_classes is an int of at least 1; got {num_classes!r}")
+    if labels.device != owner.device:
+        raise ValueError(f"labels are on {labels.device} and owner on {owner.device}; move one to the other")
+    shown = labels[owner.flatten(1)]
+    patches = torch.zeros(len(labels), num_classes, dtype=torch.int64, device=labels.device)
+    return patches.scatter_add_(1, shown, torch.ones_like(shown)) / shown.shape[1]
