@@ -106,13 +106,24 @@ class GroupMask(nn.Module):
     def ratio(self, ratio: float | tuple[float, float]) -> None:
         self._ratio = _as_ratio(ratio)
 
-    def forward(self, images: Tensor, *, index: Tensor | int | None = None, donors: Tensor | None = None) -> Masked:
+    @overload
+    def forward(self, images: Tensor, *, index: Tensor | int | None = None, donors: Tensor | None = None) -> Masked: ...
+    @overload
+    def forward(
+        self, images: Any, *others: Any, index: Tensor | int | None = None, donors: Tensor | None = None
+    ) -> Any: ...
+    def forward(
+        self, images: Any, *others: Any, index: Tensor | int | None = None, donors: Tensor | None = None
+    ) -> Any:
         """Corrupt a batch: :meth:`sample`, then :meth:`apply`.
 
         Args:
             images: ``(B, C, H, W)``; one image ``(C, H, W)``; or clips ``(B, T, C, H, W)``, each with one mask for all
                 its frames. fp16, bf16, fp32, fp64 or uint8, on any device. A ``tv_tensors.Video`` of four dimensions
-                is one clip.
+                is one clip. Or a sample that has them somewhere in it, a dict or a tuple, as torchvision's v2
+                transforms take it: its images are all ``tv_tensors.Image`` and ``Video``, or its first plain tensor
+                where it has none of these. Several have the same size and get the same mask.
+            others: more of such a sample: ``corrupt(image, target)``.
             index: ``(B,)`` int64 (an int for one image), the samples' numbers, such as ``epoch * len(data) + i`` (a
                 bare ``i`` would hide the same patches in every epoch). With them and an int seed, masks, fills and the
                 donors of a pool do not depend on how the samples are batched; a donor from the batch does.
@@ -121,11 +132,14 @@ class GroupMask(nn.Module):
                 then up to the caller.
 
         Returns:
-            :class:`Masked`, the images and their patch mask.
+            :class:`Masked`, the images and their patch mask; for a sample the same sample with this in the place of
+            each image, and everything else as it came.
 
         Raises:
             TypeError, ValueError: something has the wrong type, shape or size; before anything is drawn or written.
         """
+        if others or not isinstance(images, Tensor):
+            return self._within((images, *others) if others else images, index, donors)
         batch, single = _as_batch(images)
         self._check(images, batch, self._grid(batch), donors)
         return self._write(images, self._draw(batch, single, index), donors)
@@ -246,6 +260,30 @@ class GroupMask(nn.Module):
         number, device = self.__dict__.pop("_counted")
         self.counter = _counter(number, device)
 
+    def _within(self, sample: Any, index: Tensor | int | None, donors: Tensor | None) -> Any:
+        """Corrupt the images of a sample, all by one plan."""
+        leaves, structure = tree_flatten(sample)
+        places = _places_of_images(leaves)
+        if not places and len(leaves) == 1:
+            places = [0]  # whatever it is, the error names it
+        if not places:
+            kinds = ", ".join(sorted({type(leaf).__name__ for leaf in leaves})) or "nothing"
+            raise TypeError(f"this sample has no image, which is a tv_tensor or a plain tensor; it has {kinds}")
+        batches = [_as_batch(leaves[place]) for place in places]
+        first, single = batches[0]
+        for batch, alone in batches[1:]:
+            if (alone, len(batch), *batch.shape[-2:]) != (single, len(first), *first.shape[-2:]):
+                raise ValueError(
+                    "the images of a sample get the same mask, so they have the same size; got "
+                    f"{' and '.join(str(tuple(leaves[place].shape)) for place in places)}"
+                )
+        for place, (batch, _) in zip(places, batches, strict=True):
+            self._check(leaves[place], batch, self._grid(batch), donors)
+        plan = self._draw(first, single, index)
+        for place in places:
+            leaves[place] = self._write(leaves[place], plan, donors)
+        return tree_unflatten(leaves, structure)
+
     def _grid(self, batch: Tensor) -> tuple[int, int]:
         grid = grid_size(batch.shape[-2], batch.shape[-1], self.patch_size)
         if grid[0] * grid[1] > _MOST_PATCHES:
@@ -303,6 +341,17 @@ class GroupMask(nn.Module):
 
 def _plain(images: Tensor) -> Tensor:
     return images if type(images) is Tensor else images.as_subclass(Tensor)
+
+
+def _places_of_images(leaves: Sequence[object]) -> list[int]:
+    """Return which leaves of a sample are its images, by the rule of torchvision's v2 transforms."""
+    tv_tensors, pil = sys.modules.get("torchvision.tv_tensors"), sys.modules.get("PIL.Image")
+    images = (tv_tensors.Image, tv_tensors.Video) if tv_tensors else ()
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, (*images, *((pil.Image,) if pil else ())))]
+    if places:
+        return places
+    special = (tv_tensors.TVTensor,) if tv_tensors else ()
+    return [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and not isinstance(leaf, special)][:1]
 
 
 def _as_batch(images: object) -> tuple[Tensor, bool]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gmml_aug import GroupMask, Masked, MaskPlan
+from gmml_aug import Alien, GroupMask, Masked, MaskPlan, Noise, Zeros
 
 
 def test_the_call_of_the_readme() -> None:
@@ -125,7 +125,7 @@ def test_a_model_that_holds_one_can_still_be_initialised() -> None:
 def test_repr_shows_the_arguments() -> None:
     text = repr(GroupMask(16, 0.5, {"noise": 1, "alien": 3}, seed=4))
     assert "ratio=(0.5, 0.5)" in text
-    assert "Alien(): 3" in text
+    assert "Alien(per='image'): 3" in text
     assert "seed=4" in text
 
 
@@ -226,7 +226,6 @@ IMAGES = torch.zeros(4, 3, 32, 32)
         (IMAGES.bool(), {}, TypeError, "got torch.bool"),
         (IMAGES.to(torch.complex64), {}, TypeError, "got torch.complex64"),
         (np.zeros((4, 3, 32, 32)), {}, TypeError, "torch.from_numpy"),
-        ([IMAGES], {}, TypeError, "got builtins.list"),
         (IMAGES, {"index": torch.arange(3)}, ValueError, r"shape \(4,\); got \(3,\)"),
         (IMAGES, {"index": torch.arange(4).int()}, TypeError, "int64"),
         (IMAGES, {"index": 1}, ValueError, r"shape \(4,\)"),
@@ -279,7 +278,7 @@ def test_plans_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="batch of one"):
         corrupt.apply(images[:1], corrupt.sample(images[:1]))
     assert isinstance(plan, MaskPlan)
-    assert plan._fields == ("mask", "fill", "donor", "key")
+    assert plan._fields == ("mask", "fill", "donor", "key", "group")
 
 
 @pytest.mark.parametrize(
@@ -304,3 +303,57 @@ def test_groups_too_many_to_draw_are_refused() -> None:
 def test_more_patches_than_can_be_ordered_are_refused() -> None:
     with pytest.raises(ValueError, match="larger patch_size"):
         GroupMask(1).sample((1, 1, 2049, 2048))
+
+
+def test_a_sample_keeps_everything_but_its_image() -> None:
+    corrupt, image = GroupMask(8, 0.5, "zeros", seed=0), torch.ones(3, 32, 32)
+    plain = corrupt(image, index=7)
+    samples: list[tuple[Any, Any, Any]] = [
+        ((image, 3), 0, 1),
+        ([image, torch.tensor(3)], 0, 1),  # the first plain tensor is the image
+        ({"name": "cat", "pixels": image, "more": torch.ones(2)}, "pixels", "more"),
+    ]
+    for sample, key, other in samples:
+        out = corrupt(sample, index=7)
+        assert type(out) is type(sample)
+        assert len(out) == len(sample)
+        assert isinstance(out[key], Masked)
+        assert torch.equal(out[key].images, plain.images)
+        assert torch.equal(out[key].mask, plain.mask)
+        assert out[other] is sample[other]
+    masked, label = corrupt(image, 3, index=7)
+    assert torch.equal(masked.images, plain.images)
+    assert label == 3
+    batch, labels = corrupt(torch.rand(4, 3, 32, 32), torch.arange(4))
+    assert batch.mask.shape == (4, 4, 4)
+    assert labels.tolist() == [0, 1, 2, 3]
+
+
+def test_a_sample_without_an_image_is_refused_and_one_that_is_wrong_is_left_as_it_is() -> None:
+    corrupt = GroupMask(8, 0.5, "zeros", seed=0, inplace=True)
+    with pytest.raises(TypeError, match=r"no image.*it has int, str"):
+        corrupt(("cat", 3))
+    with pytest.raises(TypeError, match=r"no image.*nothing"):
+        corrupt(())
+    image = torch.ones(3, 30, 32)
+    with pytest.raises(ValueError, match="height is 30"):
+        corrupt({"image": image, "label": 3})
+    assert (image == 1).all()
+    assert corrupt.counter == 0
+
+
+def test_the_owner_of_each_patch_is_the_image_that_it_shows() -> None:
+    images = torch.arange(1.0, 65).view(64, 1, 1, 1).expand(64, 1, 16, 16)
+    fill: dict[Any, float] = {"zeros": 1, "alien": 1, Alien("group"): 1, "shuffle": 1}
+    for corrupt in (GroupMask(4, 0.5, fill, seed=0, p=0.8), GroupMask(4, 0.5, "alien"), GroupMask(4, 0.5, "noise")):
+        plan = corrupt.sample(images)
+        shown = corrupt.apply(images, plan).images[:, 0, ::4, ::4]
+        owner = corrupt.owner(plan)
+        kinds = [type(fill) for fill in corrupt.fills]
+        own = torch.tensor([kind in (Zeros, Noise) for kind in kinds])[plan.fill][:, None, None] & plan.mask
+        assert torch.equal(torch.where(own, owner + 1, shown), owner + 1)
+        assert torch.equal(owner[own], torch.arange(64)[:, None, None].expand(64, 4, 4)[own])
+    with pytest.raises(ValueError, match="plan of one image"):
+        corrupt.owner(corrupt.sample(images[0]))
+    with pytest.raises(TypeError, match="MaskPlan"):
+        corrupt.owner(plan.mask)  # type: ignore[arg-type]
