@@ -1,0 +1,1 @@
+"""Real third-party libraries, as their users hold them."""
