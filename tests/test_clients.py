@@ -4,19 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
 from gmml_aug import GroupMask, keep_indices, masked_indices
-
-
-def test_kornia_augmentations_before_it() -> None:
-    augmentation = pytest.importorskip("kornia.augmentation")
-    pipeline = nn.Sequential(
-        augmentation.RandomHorizontalFlip(p=0.5), augmentation.RandomGaussianNoise(p=0.5), GroupMask(8)
-    )
-    images, mask = pipeline(torch.rand(4, 3, 32, 32))
-    assert images.shape == (4, 3, 32, 32)
-    assert mask.shape == (4, 4, 4)
 
 
 def test_timm_takes_the_images_and_the_tokens() -> None:

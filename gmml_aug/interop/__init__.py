@@ -1,0 +1,1 @@
+"""One small file for each ecosystem that needs more than the module."""
