@@ -1,5 +1,6 @@
 """Group masking for PyTorch: hide connected groups of patches and fill them with zeros, noise or other images."""
 
+from .components import Description, describe
 from .fills import Alien, Fill, Noise, Shuffle, Zeros
 from .grid import keep_indices, masked_indices, patch_to_pixel
 from .labels import mix_labels
@@ -10,6 +11,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Alien",
+    "Description",
     "Fill",
     "GroupMask",
     "MaskPlan",
@@ -17,6 +19,7 @@ __all__ = [
     "Noise",
     "Shuffle",
     "Zeros",
+    "describe",
     "keep_indices",
     "masked_indices",
     "mix_labels",

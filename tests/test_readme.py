@@ -1,20 +1,62 @@
-"""What the README shows runs as it is written."""
+"""What the README and the recipes show runs as it is written, in an empty folder."""
 
+import ast
 import re
+import sys
 from pathlib import Path
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+RECIPES = (ROOT / "examples" / "recipes.md").read_text(encoding="utf-8")
 
 
-def test_the_python_of_the_readme_runs() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert blocks
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), {})
+def blocks(text: str) -> list[tuple[str, str]]:
+    """Return the Python of a page, each piece with the heading above it."""
+    found = []
+    heading = ""
+    for match in re.finditer(r"^#+ (.+)$|^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL):
+        heading = match[1] or heading
+        if match[2]:
+            found.append((heading, match[2]))
+    return found
+
+
+def libraries(code: str) -> set[str]:
+    """Return the libraries that a piece of code imports, beside this one, torch and Python's own."""
+    names = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"gmml_aug", "torch"}
+
+
+PIECES = blocks(README) + blocks(RECIPES)
+
+
+@pytest.mark.parametrize(("heading", "code"), PIECES, ids=[heading for heading, _ in PIECES])
+def test_python_runs(heading: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for library in {"kornia" if "interop.kornia" in code else "torch", *libraries(code)}:
+        pytest.importorskip(library)
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    exec(compile(code, heading, "exec"), {"__name__": "__main__"})
+
+
+def test_every_recipe_has_code_and_the_readme_names_it() -> None:
+    titles = re.findall(r"^## (.+)$", RECIPES, flags=re.MULTILINE)
+    assert len(titles) >= 10
+    for title in titles:
+        anchor = re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+        assert f"examples/recipes.md#{anchor}" in README, title
 
 
 def test_every_guarantee_names_tests_that_exist() -> None:
-    tests = (Path(__file__).parent / "test_guarantees.py").read_text(encoding="utf-8")
+    tests = (ROOT / "tests" / "test_guarantees.py").read_text(encoding="utf-8")
     named = re.findall(r"`(test_\w+_)\*`", README)
     assert len(named) == 5
     for prefix in named:

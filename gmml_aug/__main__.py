@@ -1,0 +1,134 @@
+"""The command line: ``python -m gmml_aug preview`` draws photos under the arguments of GroupMask."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .components import describe
+from .transform import GroupMask
+
+_FILLS = ("zeros", "noise", "alien", "shuffle")
+_MEAN, _STD = (torch.tensor(of).view(3, 1, 1) for of in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))  # ImageNet's
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Run the command line.
+
+    Args:
+        words: the arguments; those of the process where None.
+
+    Raises:
+        SystemExit: an argument is wrong, with status 2 and a line on stderr; or help was asked for.
+    """
+    parser = argparse.ArgumentParser("python -m gmml_aug", description="Group masking for PyTorch.")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    preview = commands.add_parser(
+        "preview",
+        usage="python -m gmml_aug preview PHOTO [PHOTO ...] [options]",
+        help="draw photos, and what GroupMask makes of them, on one sheet",
+        description="Draw photos, and what GroupMask makes of them, on one sheet, and print what is hidden. "
+        "All fills of a photo hide the same patches.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    preview.set_defaults(run=_preview, error=preview.error)
+    add = preview.add_argument
+    add("photos", nargs="+", metavar="PHOTO", type=Path, help="files that Pillow reads: JPEG, PNG, WebP and more")
+    add("--image-size", type=int, default=224, metavar="PIXELS", help="photos are scaled and cropped to this square")
+    add("--patch-size", type=int, nargs="+", default=[16], metavar="PIXELS", help="one number, or height and width")
+    add("--ratio", type=float, nargs="+", default=[0.4, 0.7], metavar="SHARE", help="hidden: one number, or low high")
+    add("--fill", nargs="+", choices=_FILLS, default=["noise"], metavar="FILL", help=f"of {', '.join(_FILLS)}")
+    add(
+        "--group-size",
+        type=int,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="of a group's sides, in patches; None is 1 up to 30 %% of the grid's",
+    )
+    add("--placement", choices=("uniform", "inside"), default="uniform", help="may groups hang over the border?")
+    add("--seed", type=int, default=0, help="another one draws other masks and fills")
+    add("-o", "--output", type=Path, default=Path("sheet.png"), metavar="FILE", help="the sheet, as PNG, JPEG or PDF")
+    arguments = parser.parse_args(words)
+    if "run" in arguments:
+        arguments.run(arguments)
+    else:
+        parser.print_help()
+
+
+def _preview(arguments: argparse.Namespace) -> None:
+    photos, output, fills = arguments.photos, arguments.output, arguments.fill
+    settings: dict[str, Any] = {
+        "patch_size": _one_or_pair(arguments.patch_size),
+        "ratio": _one_or_pair(arguments.ratio),
+        "group_size": arguments.group_size and tuple(arguments.group_size),
+        "placement": arguments.placement,
+        "seed": arguments.seed,
+    }
+    if len(set(fills)) < len(fills):
+        arguments.error(f"--fill {' '.join(fills)} names one fill twice")
+    if "alien" in fills and len(photos) == 1:
+        arguments.error("--fill alien takes its patches from another photo; give two photos or more, or another fill")
+    if not output.absolute().parent.is_dir():
+        arguments.error(f"--output {output}: there is no folder {output.parent}; make it first")
+    if output.exists() and any(photo.exists() and output.samefile(photo) for photo in photos):
+        arguments.error(f"--output {output} is one of the photos; name another file")
+    try:
+        from .preview import CAPTION, draw, load
+    except ModuleNotFoundError as missing:
+        arguments.error(f"preview needs {missing.name}, which is not installed: pip install 'gmml_aug[preview]'")
+
+    try:
+        corrupt = {fill: GroupMask(fill=fill, **settings) for fill in fills}
+        shape = (len(photos), 3, arguments.image_size, arguments.image_size)
+        plan = corrupt[fills[0]].sample(shape, index=torch.arange(len(photos)))  # one for all fills
+        images = torch.stack([load(photo, arguments.image_size) for photo in photos])
+        # Filled as in training, where images are normalised; noise would look different without.
+        normalised = (images - _MEAN) / _STD
+        filled = {name: each.apply(normalised, plan).images for name, each in corrupt.items()}
+        figures = describe(plan.mask)
+        shares = [f"{share:.1%}".replace("%", " %") for share in figures.share.tolist()]
+        groups = [f"{n} group{'s' * (n != 1)}" for n in figures.components.tolist()]
+        captions = [f"{share} hidden, {number}" for share, number in zip(shares, groups, strict=True)]
+        # Not to be broken within a pair.
+        given = ", ".join(f"{name}={value!r}".replace(", ", ",\N{NO-BREAK SPACE}") for name, value in settings.items())
+        draw(
+            {"photo": images} | {name: (each * _STD + _MEAN).clamp(0, 1) for name, each in filled.items()},
+            [[_shortened(photo.name, CAPTION) for photo in photos]] + [captions] * len(fills),
+            f"GroupMask({given}) on {arguments.image_size} x {arguments.image_size} pixels",
+            output,
+            output.suffix[1:] or "png",
+        )
+    except (OSError, TypeError, ValueError) as error:
+        arguments.error(str(error))
+
+    table = [("photo", "hidden", "groups", "patches in each group")]
+    for photo, share, sizes in zip(photos, shares, figures.sizes, strict=True):
+        in_each = [int(size) for size in sizes if size]
+        table.append((_shortened(photo.name, 40), share, str(len(in_each)), _counted(in_each)))
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for name, share, number, patches in table:
+        print(f"{name:<{widths[0]}}  {share:>{widths[1]}}  {number:>{widths[2]}}  {patches}")
+    print(f"Groups are hidden patches that share sides; all fills of a photo hide the same. Drew {output}.")
+
+
+def _one_or_pair(numbers: list[float]) -> float | tuple[float, ...]:
+    return numbers[0] if len(numbers) == 1 else tuple(numbers)
+
+
+def _shortened(name: str, most: int) -> str:
+    """Leave out the middle of a long file name: both of its ends tell files apart."""
+    return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-most // 2 :]}"
+
+
+def _counted(sizes: list[int]) -> str:
+    runs = ((size, len(list(run))) for size, run in itertools.groupby(sizes))
+    return ", ".join(f"{times} times {size}" if times > 1 else f"{size}" for size, times in runs) or "none"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""The figures of any mask: how much it hides, in which connected components, and how evenly over the grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Description(NamedTuple):
+    """What :func:`describe` returns; ``print`` shows it as a few lines.
+
+    For one mask ``(gh, gw)`` the first three fields lack the dimension B.
+
+    Attributes:
+        share: ``(B,)`` float32, the share of each image's patches that is hidden.
+        components: ``(B,)`` int64, how many connected components the hidden patches of each image form.
+        sizes: ``(B, n)`` int64, the patches in each component, largest first; an image with fewer than n components
+            has zeros at the end. ``sizes[sizes > 0]`` are all of them, ``sizes[i, : components[i]]`` those of one.
+        frequency: ``(gh, gw)`` float32, the share of the B masks that hides each patch.
+        most_to_least: ``()`` float32, the frequency of the most often hidden patch over that of the least often hidden
+            one: 1 is even, and inf means that some patch is never hidden. It tells something for many masks only:
+            thousands, since chance alone makes it large for a few.
+    """
+
+    share: Tensor
+    components: Tensor
+    sizes: Tensor
+    frequency: Tensor
+    most_to_least: Tensor
+
+    def __str__(self) -> str:
+        share, components = self.share.reshape(-1), self.components.reshape(-1)
+        sizes = self.sizes[self.sizes > 0]
+        rows, columns = self.frequency.shape
+        lines = [
+            f"masks       {len(share)}, of {rows} x {columns} patches",
+            f"hidden      {_spread(share * 100, '%')}",
+            f"components  {_spread(components, 'in a mask')}",
+            f"sizes       {_spread(sizes, 'patches') if len(sizes) else 'none'}",
+        ]
+        if len(share) > 1:
+            lines.append(f"evenness    {self.most_to_least:.3g} to 1, the most often hidden patch to the least")
+        return "\n".join(lines)
+
+
+def _spread(values: Tensor, unit: str) -> str:
+    low, mean, high = float(values.min()), float(values.double().mean()), float(values.max())
+    return f"{low:.4g} {unit}" if low == high else f"{low:.4g} to {high:.4g} {unit}, {mean:.4g} on average"
+
+
+def _as_masks(mask: Any) -> tuple[Tensor, bool]:
+    """Return ``(B, gh, gw)`` bool, and whether the dimension B was added."""
+    if not isinstance(mask, Tensor):
+        kind = type(mask).__name__
+        try:
+            if isinstance(mask, Sequence):  # of arrays, as generators of one mask at a time fill a list
+                mask = [one.tolist() if hasattr(one, "tolist") else one for one in mask]
+            mask = torch.tensor(mask)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(
+                f"a mask is a tensor, an array or nested lists of True and False, all rows of one length; "
+                f"got {kind}: {error}"
+            ) from None
+    if mask.ndim not in (2, 3):
+        raise ValueError(
+            f"masks are (B, gh, gw), or (gh, gw) for one; got {tuple(mask.shape)}; "
+            "reshape them, flat ones (B, patches) for instance by mask.reshape(-1, gh, gw)"
+        )
+    if mask.numel() == 0:
+        raise ValueError(f"there is nothing to describe in a mask of {tuple(mask.shape)}")
+    hidden = mask != 0
+    if mask.dtype != torch.bool and not bool(((mask == 1) == hidden).all()):
+        other = mask[hidden & (mask != 1)][0].item()
+        raise ValueError(
+            f"a mask is bool, or 1 where hidden and 0 elsewhere; got {other}; compare first, as in mask > 0"
+        )
+    return (hidden[None], True) if mask.ndim == 2 else (hidden, False)
+
+
+def _labels(hidden: Tensor) -> Tensor:
+    """Return for each hidden patch the lowest row-major place of its component: ``(B, patches)`` int64.
+
+    Visible patches have the number of patches instead.
+    """
+    patches = hidden[0].numel()
+    places = torch.arange(patches, dtype=torch.int32, device=hidden.device).view(hidden.shape[1:])
+    visible = ~hidden
+    label = torch.where(hidden, places, patches)
+    while True:  # as often as the longest way through a component is long
+        low = label.clone()
+        for here, there in ((low[:, 1:], label[:, :-1]), (low[:, :-1], label[:, 1:])):
+            torch.minimum(here, there, out=here)
+        for here, there in ((low[..., 1:], label[..., :-1]), (low[..., :-1], label[..., 1:])):
+            torch.minimum(here, there, out=here)
+        low.masked_fill_(visible, patches)
+        if torch.equal(low, label):
+            return label.flatten(1).to(torch.int64)
+        label = low
+
+
+def describe(mask: Any) -> Description:
+    """Return the figures of masks, of this or any other library.
+
+    Patches are connected where they share a side, so groups that touch count as one component.
+
+    Args:
+        mask: ``(B, gh, gw)``, or ``(gh, gw)`` for one; True or 1 = hidden. A tensor on any device, a NumPy array,
+            nested lists, or a list of arrays of one size. Flat masks ``(B, patches)``, as Hugging Face's
+            ``bool_masked_pos``, look like one large mask: pass ``mask.reshape(-1, gh, gw)``. Of a mask that says what
+            is kept, pass ``~mask``.
+
+    Returns:
+        :class:`Description`, its tensors on the mask's device.
+
+    Raises:
+        TypeError: the mask is no tensor, array or nested sequence of numbers.
+        ValueError: it has other dimensions, no patches, or values other than 0 and 1.
+
+    Example:
+        >>> figures = describe([[1, 1, 0], [0, 0, 0], [0, 0, 1]])
+        >>> figures.components, figures.sizes
+        (tensor(2), tensor([2, 1]))
+    """
+    hidden, single = _as_masks(mask)
+    patches = hidden[0].numel()
+    label = _labels(hidden)
+    counts = torch.zeros(len(hidden), patches + 1, dtype=torch.int64, device=hidden.device)
+    counts = counts.scatter_add_(1, label, torch.ones_like(label))[:, :patches]
+    components = (counts > 0).sum(1)
+    sizes = counts.topk(int(components.max()), dim=1).values
+    times = hidden.sum(0)
+    even = bool(times.min() == times.max())  # also where no mask hides anything: 0 / 0
+    share = counts.sum(1) / patches
+    return Description(
+        share=share[0] if single else share,
+        components=components[0] if single else components,
+        sizes=sizes[0] if single else sizes,
+        frequency=times / len(hidden),
+        most_to_least=torch.ones((), device=hidden.device) if even else times.max() / times.min(),
+    )
