@@ -168,8 +168,8 @@ def _draw_few(root: int, samples: list[int], settings: Settings) -> Drawn:
 
 @lru_cache(maxsize=64)
 def _singles(root: int, settings: Settings) -> list[int]:
-    """Return how many single images were drawn so, to be counted on."""
-    return [0]
+    """Return the number that comes next, and how many single images in a row were drawn so, to be counted on."""
+    return [-1, 0]
 
 
 @lru_cache(maxsize=64)
@@ -222,8 +222,9 @@ def _draw(
         index = index.to(device, non_blocking=index.device.type == "cpu")
     one_by_one = False
     if on_host and batch == 1 and index is None and isinstance(root, int) and patches <= _AHEAD_PATCHES:
-        drawn_so = _singles(root, settings)
-        one_by_one, drawn_so[0] = drawn_so[0] > 0, drawn_so[0] + 1
+        row = _singles(root, settings)
+        row[:] = int(first) + 1, row[1] + 1 if row[0] == first else 0
+        one_by_one = row[1] > 1  # not where each image has another ratio: what was drawn ahead would be for nothing
     if one_by_one:  # as a DataLoader's worker counts them, so that the next ones will be asked for as well
         block, place = divmod(int(first), _AHEAD)
         ahead = _draw_ahead(int(root), block, settings)
