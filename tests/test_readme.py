@@ -2,6 +2,8 @@
 
 import ast
 import re
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -17,7 +19,7 @@ def blocks(text: str) -> list[tuple[str, str]]:
     """Return the Python of a page, each piece with the heading above it."""
     found = []
     heading = ""
-    for match in re.finditer(r"^#+ (.+)$|^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL):
+    for match in re.finditer(r"^#+ ([^\n]+)$|^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL):
         heading = match[1] or heading
         if match[2]:
             found.append((heading, match[2]))
@@ -45,6 +47,18 @@ def test_python_runs(heading: str, code: str, tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     exec(compile(code, heading, "exec"), {"__name__": "__main__"})
+
+
+def test_the_preview_runs(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    image = pytest.importorskip("PIL.Image")
+    for name in ("photo1.jpg", "photo2.jpg"):
+        image.new("RGB", (300, 240), "red").save(tmp_path / name)
+    (command,) = re.findall(r"^```sh\n(.*?)^```$", RECIPES, flags=re.MULTILINE | re.DOTALL)
+    words = shlex.split(command)
+    assert words[0] == "python"
+    subprocess.run([sys.executable, *words[1:]], cwd=tmp_path, check=True, capture_output=True)
+    assert (tmp_path / "sheet.png").exists()
 
 
 def test_every_recipe_has_code_and_the_readme_names_it() -> None:
