@@ -39,7 +39,7 @@ class Fill(Protocol):
 
         Args:
             images: ``(B, C, H, W)`` or ``(B, T, C, H, W)``, floating or uint8; not to be written to.
-            plan: what was drawn for them; ``plan.donor`` counts in ``donors``.
+            plan: what was drawn for them; ``plan.group`` has the groups, and ``plan.donor`` counts in ``donors``.
             donors: ``(N, C, H, W)`` or ``(N, T, C, H, W)``: the whole batch or a pool.
 
         Returns:

@@ -114,3 +114,30 @@ def test_the_model_averages_the_blocks_of_the_paper(pretrain: Callable[..., None
     features = model.features(images)
     assert torch.allclose(features, model.encoder.norm(torch.stack(outputs).mean(0)), atol=1e-6)
     assert model(images).shape == images.shape
+
+
+def test_fills_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("skimage")
+    from gmml_aug import GroupMask, patch_to_pixel
+
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "examples"))
+    own = importlib.import_module("own_fill")
+    monkeypatch.setattr("sys.argv", ["own_fill.py", str(tmp_path / "sheet.png")])
+    own.main()
+    assert (tmp_path / "sheet.png").stat().st_size > 10_000
+
+    torch.manual_seed(0)
+    images = torch.rand(4, 3, 32, 32)
+    corrupt = GroupMask(4, 0.5, own.MeanColour(), seed=0)
+    plan = corrupt.sample(images)
+    out = corrupt.apply(images, plan).images
+    group = patch_to_pixel(plan.group, 4)
+    for number in plan.group[plan.mask].unique():
+        for i in range(4):
+            here = (group[i] == number).expand(3, -1, -1)
+            mean = images[i][here].view(3, -1).mean(1, keepdim=True)
+            assert torch.allclose(out[i][here].view(3, -1), mean, atol=1e-6)
+    blurred = own.Blurred(sigma=2.0)
+    with pytest.raises(TypeError, match="uint8"):
+        GroupMask(4, fill=blurred)(images.to(torch.uint8))
+    assert GroupMask(4, fill={blurred: 1, "noise": 1})(images).images.isfinite().all()
