@@ -146,7 +146,7 @@ def _draw_few(root: int, samples: list[int], settings: Settings) -> Drawn:
     """Draw image by image: the same bits, and quicker for a few of them."""
     batch, (rows, columns) = len(samples), settings.grid
     shares = settings.shares()
-    hidden, fills, donors, keys = list[int](), array("q"), array("q"), array("q")
+    hidden, fills, donors, keys = array("i"), array("q"), array("q"), array("q")
     for place, sample in enumerate(samples):
         key = rng.mix(root + sample * rng.GAMMA)
         backwards = rng.mix(key + rng.CUT_SLOT * rng.GAMMA) >> 63 == 1
@@ -162,7 +162,7 @@ def _draw_few(root: int, samples: list[int], settings: Settings) -> Drawn:
         donors.append((place + 1 + (for_donor * (batch - 1) >> 32)) % batch if batch > 1 else -1)
         keys.append(rng.signed(key))
     fill, donor, key_ = (torch.frombuffer(numbers, dtype=torch.int64) for numbers in (fills, donors, keys))
-    group = torch.frombuffer(array("i", hidden), dtype=torch.int32).view(batch, rows, columns)
+    group = torch.frombuffer(hidden, dtype=torch.int32).view(batch, rows, columns)
     return group >= 0, fill, donor, key_, group
 
 

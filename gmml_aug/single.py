@@ -7,6 +7,7 @@ the same bits.
 
 from __future__ import annotations
 
+from array import array
 from functools import lru_cache
 
 from . import rng
@@ -35,6 +36,12 @@ def _columns(most: int, width: int) -> list[int]:
     return columns
 
 
+@lru_cache(maxsize=4096)
+def _row(group: int, size: int) -> array[int]:
+    """Return a group's number as often as it is wide, not to be written to."""
+    return array("i", [group]) * size
+
+
 def _lowest(bits: int, number: int) -> int:
     """Return the lowest ``number`` of the bits that are set."""
     low, high = 0, bits.bit_length()
@@ -55,7 +62,7 @@ def hide(
     group_size: tuple[tuple[int, int], tuple[int, int]],
     inside: bool,
     rectangles: int,
-) -> list[int] | None:
+) -> array[int] | None:
     """Draw one image's groups: :func:`gmml_aug.groups.hide` for one key, one rectangle after another.
 
     Returns:
@@ -117,12 +124,12 @@ def hide(
         hidden |= group
     if total < count:
         return None
-    groups = [-1] * (height * width)
+    groups = _row(-1, height * width)[:]
     for k in range(len(drawn) - 1, -1, -1):  # the first one that covers a patch is written last
         top, bottom, left, right = drawn[k]
-        row = [k] * (right - left)
+        row, size = _row(k, right - left), right - left
         for begin in range(top * width + left, bottom * width + left, width):
-            groups[begin : begin + right - left] = row
+            groups[begin : begin + size] = row
         while cut:
             place = cut.bit_length() - 1
             groups[place] = -1
