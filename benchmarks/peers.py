@@ -11,6 +11,7 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,10 +42,16 @@ def lightly_tokens(batch: int, device: str) -> Callable[[], Tensor]:
     return draw
 
 
-def dinov2_masks(checkout: str | None, batch: int, device: str) -> Callable[[], Tensor]:
-    """DINOv2's MaskingGenerator with the arguments of its training, a call for each image."""
+def dinov2_generator(checkout: str | None) -> Callable[[int], Any]:
+    """DINOv2's MaskingGenerator with the arguments of its training; it is called with a number of patches."""
     module = _load(checkout, "--dinov2", "github.com/facebookresearch/dinov2", "dinov2/data/masking.py")
-    generator = module.MaskingGenerator(input_size=(GRID, GRID), max_num_patches=0.5 * GRID * GRID)
+    generator: Callable[[int], Any] = module.MaskingGenerator((GRID, GRID), max_num_patches=0.5 * GRID * GRID)
+    return generator
+
+
+def dinov2_masks(checkout: str | None, batch: int, device: str) -> Callable[[], Tensor]:
+    """Masks of DINOv2's MaskingGenerator, a call for each image."""
+    generator = dinov2_generator(checkout)
     return lambda: torch.stack([torch.from_numpy(generator(HIDDEN)) for _ in range(batch)]).to(device)
 
 

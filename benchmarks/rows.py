@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle
 from torch.utils.data import DataLoader, Dataset
 
-from gmml_aug import GroupMask, patch_to_pixel
+from gmml_aug import Alien, GroupMask, patch_to_pixel
+from gmml_aug.interop.dinov2 import MaskGenerator
 
 Call = Callable[[], object]
 Corrupt = Callable[[Tensor], tuple[Tensor, Tensor]]  # images or one image -> the corrupted and their mask
@@ -47,6 +48,7 @@ def every(device: str, gmml: str | None = None, dinov2: str | None = None) -> li
     """Return all rows; ``gmml`` and ``dinov2`` are checkouts of what is not on PyPI."""
     return [
         *_masks(device, gmml, dinov2),
+        *(_generators(dinov2) if device == "cpu" else ()),  # in DataLoader workers, whatever trains
         *_scaling(device),
         *_transform(device, gmml),
         *_step(device, gmml),
@@ -86,6 +88,25 @@ def _masks(device: str, gmml: str | None, dinov2: str | None) -> Iterator[Row]:
         for name, make in theirs.items():
             if name != public[-1] or batch < MASK_BATCHES[-1]:  # 9 s a call, and no faster than with fewer
                 yield Row("masks", case, name, functools.partial(make, batch, device), batch, (), threads)
+
+
+def _generated(build: Callable[[], Callable[[int], Any]]) -> Call:
+    """Return what draws one mask as DINOv2's collate function does: each with another number of patches."""
+    generator, number = build(), itertools.cycle(range(20, 99))
+    return lambda: torch.BoolTensor(generator(next(number)))
+
+
+def _generators(dinov2: str | None) -> Iterator[Row]:
+    grid = (peers.GRID, peers.GRID)
+    theirs = "DINOv2 MaskingGenerator"
+    builds: dict[str, Callable[[], Callable[[int], Any]]] = {
+        "gmml_aug MaskGenerator": lambda: MaskGenerator(GroupMask(seed=0), grid),
+        "gmml_aug MaskGenerator, seed=None": lambda: MaskGenerator(GroupMask(), grid),
+        theirs: functools.partial(peers.dinov2_generator, dinov2),
+    }
+    for name, build in builds.items():
+        case = "one image, 20 to 98 patches in turn, one thread"
+        yield Row("masks", case, name, functools.partial(_generated, build), 1, (theirs,) if name != theirs else (), 1)
 
 
 def _scaling(device: str) -> Iterator[Row]:
@@ -138,6 +159,7 @@ def _transform(device: str, gmml: str | None) -> Iterator[Row]:
         "zeros": ("zeros", (kornia_erasing, erasing), (inplace_erasing,)),
         "noise": ("noise", (normal, noise, public), ()),
         "alien": ("alien", (kornia_cutmix, kornia_patchmix, cutmix), ()),
+        "alien by group": (Alien("group"), (kornia_patchmix, cutmix), ()),
         "shuffle": ("shuffle", (), ()),
         "noise or alien": ({"noise": 1, "alien": 1}, (), ()),
     }
