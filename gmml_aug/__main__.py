@@ -106,14 +106,14 @@ def _preview(arguments: argparse.Namespace) -> None:
     except (OSError, TypeError, ValueError) as error:
         arguments.error(str(error))
 
-    table = [("photo", "hidden", "groups", "patches in each group")]
+    table = [("photo", "hidden", "connected groups", "patches in each")]
     for photo, share, sizes in zip(photos, shares, figures.sizes, strict=True):
         in_each = [int(size) for size in sizes if size]
         table.append((_shortened(photo.name, 40), share, str(len(in_each)), _counted(in_each)))
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for name, share, number, patches in table:
         print(f"{name:<{widths[0]}}  {share:>{widths[1]}}  {number:>{widths[2]}}  {patches}")
-    print(f"Groups are hidden patches that share sides; all fills of a photo hide the same. Drew {output}.")
+    print(f"Patches that share a side are connected; all fills of a photo hide the same. Drew {output}.")
 
 
 def _one_or_pair(numbers: list[float]) -> float | tuple[float, ...]:

@@ -41,7 +41,7 @@ class Description(NamedTuple):
             f"components  {_spread(components, 'in a mask')}",
             f"sizes       {_spread(sizes, 'patches') if len(sizes) else 'none'}",
         ]
-        if len(share) > 1:
+        if len(share) >= 1000:  # with fewer, chance decides
             lines.append(f"evenness    {self.most_to_least:.3g} to 1, the most often hidden patch to the least")
         return "\n".join(lines)
 

@@ -190,7 +190,8 @@ class Alien:
     def check(self, images: Tensor, grid: tuple[int, int], donors: Tensor | None) -> None:
         if len(images) == 1 and donors is None:
             raise ValueError(
-                "alien patches come from another image, and this is a batch of one; give a larger batch, pass "
+                "alien patches come from another image, and this is a batch of one, as a DataLoader's last one may be: "
+                "give it drop_last=True or a larger batch; or pass "
                 "donors= of shape (N, ...), or use another fill"
             )
 
@@ -241,12 +242,19 @@ def _resolve(fill: object) -> Fill:
         if fill not in _BY_NAME:
             raise ValueError(f"unknown fill {fill!r}; the known ones are {', '.join(map(repr, _BY_NAME))}")
         return _BY_NAME[fill]
-    if isinstance(fill, type) or not isinstance(fill, Fill):
-        raise TypeError(
-            f"a fill is one of {', '.join(map(repr, _BY_NAME))}, an instance such as Noise(), "
-            f"or a mapping of these to weights; got {fill!r}"
-        )
-    return fill
+    if isinstance(fill, Fill) and not isinstance(fill, type):
+        return fill
+    hint = ""
+    if isinstance(fill, type):
+        hint = f"; make an instance, {fill.__name__}()"
+    elif isinstance(fill, (list, tuple, set)):
+        hint = f"; give each a weight, {{{', '.join(f'{one!r}: 1' for one in fill)}}}"
+    elif hasattr(fill, "values") or hasattr(fill, "check"):
+        hint = "; a fill of your own has both methods, check() and values(), see gmml_aug.Fill"
+    raise TypeError(
+        f"a fill is one of {', '.join(map(repr, _BY_NAME))}, an instance such as Noise(), "
+        f"or a mapping of these to weights; got {fill!r}{hint}"
+    )
 
 
 def weighted(fill: object) -> tuple[tuple[Fill, ...], tuple[float, ...]]:

@@ -18,9 +18,10 @@ def grid_size(height: int, width: int, patch_size: tuple[int, int]) -> tuple[int
         if side == 0 or side % patch:
             lower, upper = side // patch * patch, -(-max(side, 1) // patch) * patch
             nearest = f"{lower} or {upper}" if lower else f"{upper}"
+            channels = "; channels come before height and width" if width in (1, 3, 4) and height > 4 else ""
             raise ValueError(
                 f"the image's {name} is {side} pixels, which is not a multiple of the patch's {patch}; "
-                f"resize, crop or pad it to {nearest}, or choose another patch_size"
+                f"resize, crop or pad it to {nearest}, or choose another patch_size{channels}"
             )
     return height // patch_size[0], width // patch_size[1]
 
@@ -85,7 +86,8 @@ def masked_indices(mask: Tensor, num_prefix_tokens: int = 0) -> Tensor:
         raise TypeError(f"a patch mask is bool, True = hidden; got {mask.dtype}")
     if mask.ndim != 3:
         raise ValueError(
-            f"a patch mask is (B, gh, gw); got {tuple(mask.shape)}; add a batch to one image by mask[None]"
+            f"a patch mask is (B, gh, gw); got {tuple(mask.shape)}; give one image a batch by mask[None], and a flat "
+            "mask its grid by mask.reshape(-1, gh, gw)"
         )
     if not is_int(num_prefix_tokens):
         raise TypeError(f"num_prefix_tokens is an int; got {num_prefix_tokens!r}")

@@ -23,6 +23,7 @@ def mix_labels(labels: Tensor, owner: Tensor, num_classes: int) -> Tensor:
 
     Raises:
         TypeError, ValueError: something has the wrong dtype or shape, or is on another device.
+        RuntimeError: a label is not below ``num_classes``; torch says so, on an accelerator some time later.
 
     Example:
         >>> corrupt = GroupMask(16, ratio=(0.1, 0.5), fill="alien")
@@ -36,10 +37,14 @@ def mix_labels(labels: Tensor, owner: Tensor, num_classes: int) -> Tensor:
         )
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or owner.dtype != torch.int64:
         got = f"{labels.dtype}" if isinstance(labels, Tensor) else type(labels).__name__
-        raise TypeError(f"labels and owner are int64 tensors; got {got} and {owner.dtype}")
+        raise TypeError(
+            f"labels and owner are int64 tensors; got {got} and {owner.dtype}; convert numbers of classes by "
+            "labels.long(), and one-hot labels by labels.argmax(1)"
+        )
     if labels.ndim != 1 or owner.ndim != 3 or len(labels) != len(owner):
         raise ValueError(
-            f"labels are (B,) and owner is (B, gh, gw); got {tuple(labels.shape)} and {tuple(owner.shape)}"
+            f"labels are (B,) and owner is (B, gh, gw); got {tuple(labels.shape)} and {tuple(owner.shape)}; "
+            "one-hot labels become numbers of classes by labels.argmax(1)"
         )
     if not is_int(num_classes) or num_classes < 1:
         raise ValueError(f"num_classes is an int of at least 1; got {num_classes!r}")

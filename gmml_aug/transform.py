@@ -37,7 +37,8 @@ class GroupMask(nn.Module):
     """Hide connected groups of patches and fill them with zeros, noise or patches of other images.
 
     Group Masked Model Learning: Atito, Awais and Kittler, arXiv 2205.14986, section 3.1. Everything is drawn for the
-    whole batch at once, on the device of the images and without waiting for it.
+    whole batch at once, on the device of the images and without waiting for it. It comes last: what moves pixels after
+    it, a flip or a crop, would leave the mask behind. It works in evaluation mode too.
 
     Args:
         patch_size: int or (height, width) in pixels. 1 is allowed: groups of pixels.
@@ -367,8 +368,8 @@ def _as_batch(images: object) -> tuple[Tensor, bool]:
     batch = _plain(images)
     if batch.dtype not in _DTYPES:
         raise TypeError(
-            f"images are {', '.join(str(d).removeprefix('torch.') for d in _DTYPES)}; got {batch.dtype}; "
-            "convert them, for instance by torchvision.transforms.v2.functional.to_dtype(images, torch.float32)"
+            f"images are {', '.join(str(d).removeprefix('torch.') for d in _DTYPES)}; got {batch.dtype}; they come "
+            "before labels, and torchvision.transforms.v2.functional.to_dtype(images, torch.float32) converts them"
         )
     if batch.ndim not in (3, 4, 5):
         raise ValueError(

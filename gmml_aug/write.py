@@ -79,15 +79,27 @@ def _write_whole(
     out = images
     for i, fill in enumerate(fills):
         here = hidden if len(fills) == 1 else hidden & (plan.fill == i).view(-1, *(1,) * (images.ndim - 1))
+        values = fill.values(images, plan, donors)
+        shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        if isinstance(shape, str) or not _broadcasts(shape, images.shape):
+            raise TypeError(
+                f"the values of {fill} broadcast to the images, a tensor of {tuple(images.shape)}; got {shape}; "
+                "patch_to_pixel spreads what there is for each patch"
+            )
         # where() takes one or the other, so that nothing hidden, not even NaN, reaches the result or a gradient. The
         # images come first: the result has their memory format.
-        out = torch.where(~here, out, fill.values(images, plan, donors))
-        if out.shape != images.shape or out.dtype != images.dtype:
+        out = torch.where(~here, out, values)
+        if out.dtype != images.dtype:
             raise TypeError(
-                f"the values of {fill} do not broadcast to images of {tuple(images.shape)}, {images.dtype}: "
-                f"the result is {tuple(out.shape)}, {out.dtype}"
+                f"the values of {fill} are {values.dtype} and the images {images.dtype}; return values.to(images.dtype)"
             )
     return out
+
+
+def _broadcasts(shape: Sequence[int], images: Sequence[int]) -> bool:
+    return len(shape) <= len(images) and all(
+        side in (1, wanted) for side, wanted in zip(reversed(shape), reversed(images), strict=False)
+    )
 
 
 class _Rows(NamedTuple):

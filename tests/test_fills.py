@@ -160,17 +160,31 @@ def test_a_fill_of_ones_own() -> None:
     assert torch.equal(out, torch.where(hidden, images.mean((-1, -2), keepdim=True), images))
 
 
-@pytest.mark.parametrize("values", [torch.zeros(1, dtype=torch.float64), torch.zeros(2, 4, 3, 16, 16)])
-def test_a_fill_that_would_change_the_tensor_is_refused(values: Tensor) -> None:
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (torch.zeros(1, dtype=torch.float64), r"are torch.float64 and the images torch.float32; return values.to"),
+        (torch.zeros(2, 4, 3, 16, 16), r"of \(4, 3, 16, 16\); got \(2, 4, 3, 16, 16\)"),
+        (torch.zeros(4, 1, 4, 4), r"got \(4, 1, 4, 4\); patch_to_pixel"),
+        (0.5, "got float"),
+    ],
+)
+def test_a_fill_that_would_change_the_tensor_is_refused(values: Any, words: str) -> None:
     class Wrong:
         def check(self, images: Tensor, grid: tuple[int, int], donors: Tensor | None) -> None:
             pass
 
         def values(self, images: Tensor, plan: MaskPlan, donors: Tensor) -> Tensor:
-            return values
+            assert isinstance(values, (Tensor, float))
+            return values  # type: ignore[return-value]
 
-    with pytest.raises(TypeError, match="broadcast"):
+    with pytest.raises(TypeError, match=words):
         corrupted(Wrong(), torch.zeros(4, 3, 16, 16))
+
+
+class NoCheck:
+    def values(self, images: Tensor, plan: MaskPlan, donors: Tensor) -> Tensor:
+        return images
 
 
 @pytest.mark.parametrize(
@@ -185,6 +199,9 @@ def test_a_fill_that_would_change_the_tensor_is_refused(values: Tensor) -> None:
         (lambda: GroupMask(fill={"noise": "1"}), TypeError, "number"),  # type: ignore[dict-item]
         (lambda: GroupMask(fill={}), ValueError, "empty"),
         (lambda: GroupMask(fill=Noise), TypeError, r"instance such as Noise\(\)"),  # type: ignore[arg-type]
+        (lambda: GroupMask(fill=["noise", "alien"]), TypeError, r"\{'noise': 1, 'alien': 1\}"),  # type: ignore[arg-type]
+        (lambda: GroupMask(fill=NoCheck()), TypeError, r"both methods, check\(\) and values\(\)"),  # type: ignore[arg-type]
+        (lambda: GroupMask(fill=NoCheck), TypeError, r"make an instance, NoCheck\(\)"),  # type: ignore[arg-type]
         (lambda: GroupMask(fill=3), TypeError, "'zeros'"),  # type: ignore[arg-type]
         (lambda: GroupMask(fill={"noise": 1e308, "zeros": 1e308}), ValueError, "add up"),
         (lambda: Zeros(math.nan), ValueError, "finite"),

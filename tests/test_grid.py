@@ -66,5 +66,7 @@ def test_grid_size_names_the_nearest_sizes() -> None:
         grid_size(223, 224, (16, 16))
     with pytest.raises(ValueError, match=r"width is 10 pixels.* to 16"):
         grid_size(16, 10, (16, 16))
+    with pytest.raises(ValueError, match=r"width is 3 pixels.*channels come before height and width"):
+        grid_size(64, 3, (16, 16))
     with pytest.raises(ValueError, match="height is 0 pixels"):
         grid_size(0, 16, (16, 16))

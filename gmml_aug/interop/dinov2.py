@@ -52,6 +52,9 @@ class MaskGenerator:
         height, width = corrupt.patch_size
         self._images = torch.empty((), device="cpu").expand(1, 1, grid[0] * height, grid[1] * width)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._corrupt}, {self.grid})"
+
     def __call__(self, num_masking_patches: int = 0) -> Tensor:
         """Draw one mask.
 
