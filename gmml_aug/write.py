@@ -176,7 +176,7 @@ def _write_rows(
             _constant(out, mask, fill.values(images, plan, images), height)
             continue
         patch_bytes = math.prod(pixels) * images.itemsize * (2 if isinstance(fill, Noise) else 1)  # and what it takes
-        for image, place in _pieces(mask, patch_bytes, whole=isinstance(fill, Shuffle)):
+        for image, place in _pieces(mask.flatten(1), patch_bytes, whole=isinstance(fill, Shuffle)):
             rows = out.of_patches(image, place, height)
             if isinstance(fill, Noise):
                 noise = fill.patches(plan.key[image], place, math.prod(pixels), images.dtype)
@@ -200,15 +200,15 @@ def _constant(out: _Rows, mask: Tensor, value: Tensor, height: int) -> None:
 
 
 def _pieces(mask: Tensor, patch_bytes: int, whole: bool) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield image and row-major place of the hidden patches, about a piece at a time, or whole images."""
-    image, place = mask.flatten(1).nonzero(as_tuple=True)
+    """Yield row and column of what is True in two dimensions, about a piece at a time, or whole rows."""
+    row, column = mask.nonzero(as_tuple=True)
     step = max(1, _PIECE // patch_bytes)
     begin = 0
-    while begin < len(image):
-        end = min(begin + step, len(image))
+    while begin < len(row):
+        end = min(begin + step, len(row))
         if whole:
-            end = int(torch.searchsorted(image, image[end - 1], right=True))
-        yield image[begin:end], place[begin:end]
+            end = int(torch.searchsorted(row, row[end - 1], right=True))
+        yield row[begin:end], column[begin:end]
         begin = end
 
 
@@ -244,11 +244,16 @@ def _as_bits(images: _Rows, mask: Tensor, height: int) -> tuple[Tensor, Tensor]:
 
 
 def _groups_in_place(images: _Rows, mask: Tensor, plan: MaskPlan, height: int) -> None:
-    """Write aliens, with a donor for each patch, into the batch that they come from: all are read first."""
-    image, place = mask.flatten(1).nonzero(as_tuple=True)
-    rows = images.of_patches(image, place, height)
-    away = _away(Alien(), plan, images, height).flatten(1)[image, place]
-    images.flat.index_copy_(0, rows.view(-1), images.flat.index_select(0, (rows + away[:, None]).view(-1)))
+    """Write aliens, with a donor for each patch, into the batch that they come from.
+
+    A donor's patch is at the same place, so those of one place in all images are read, then written.
+    """
+    every = _away(Alien(), plan, images, height).flatten(1)
+    patch_bytes = images.rows[0].nbytes // max(1, mask[0].numel())
+    for place, image in _pieces(mask.flatten(1).t(), patch_bytes, whole=True):
+        rows = images.of_patches(image, place, height)
+        away = rows + every[image, place][:, None]
+        images.flat.index_copy_(0, rows.view(-1), images.flat.index_select(0, away.view(-1)))
 
 
 def _aliens_in_place(images: _Rows, mask: Tensor, plan: MaskPlan, height: int) -> None:
