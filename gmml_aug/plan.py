@@ -56,7 +56,8 @@ class MaskPlan(NamedTuple):
         """Return the donor of the group that hides each patch: ``(B, gh, gw)`` int64; of no meaning where none does.
 
         Args:
-            pool: how many separate donors there are to take from; ``None`` takes another image of the batch.
+            pool: how many separate donors there are to take from; ``None`` takes another image of the batch, and -1
+                in a batch of one.
         """
         slot = self.group.to(torch.int64) + rng.DONOR_SLOT
         word: Tensor = torch.ops.gmml_aug.words_at(self.key[..., None, None], slot)
@@ -65,7 +66,7 @@ class MaskPlan(NamedTuple):
             return rng.below(draw, pool)
         batch = 1 if self.key.ndim == 0 else len(self.key)
         own = torch.arange(batch, device=draw.device).view(*self.key.shape, 1, 1)
-        return (own + 1 + rng.below(draw, batch - 1)) % max(batch, 1)
+        return rng.another(own, draw, batch)
 
 
 def group_rank() -> int | None:
@@ -136,10 +137,8 @@ def _draw_batch(root: int | Tensor, samples: Tensor, settings: Settings) -> Draw
     fill = torch.zeros_like(key)
     for share in settings.shares():
         fill += for_fill >= share
-    if batch == 1:
-        return group >= 0, fill, torch.full_like(key, -1), key, group
-    place = torch.arange(batch, device=key.device)
-    return group >= 0, fill, (place + 1 + rng.below(for_donor, batch - 1)) % batch, key, group
+    donor = rng.another(torch.arange(batch, device=key.device), for_donor, batch)
+    return group >= 0, fill, donor, key, group
 
 
 def _draw_few(root: int, samples: list[int], settings: Settings) -> Drawn:
@@ -168,8 +167,8 @@ def _draw_few(root: int, samples: list[int], settings: Settings) -> Drawn:
 
 @lru_cache(maxsize=64)
 def _singles(root: int, settings: Settings) -> list[int]:
-    """Return the number that comes next, and how many single images in a row were drawn so, to be counted on."""
-    return [-1, 0]
+    """Return the number of the last single image that was drawn so, and how many came close to each other."""
+    return [-3, 0]
 
 
 @lru_cache(maxsize=64)
@@ -223,7 +222,8 @@ def _draw(
     one_by_one = False
     if on_host and batch == 1 and index is None and isinstance(root, int) and patches <= _AHEAD_PATCHES:
         row = _singles(root, settings)
-        row[:] = int(first) + 1, row[1] + 1 if row[0] == first else 0
+        if row[0] != first:  # the same one once more is what a second view or its twin draws
+            row[:] = int(first), row[1] + 1 if 0 < int(first) - row[0] <= 2 else 0
         one_by_one = row[1] > 1  # not where each image has another ratio: what was drawn ahead would be for nothing
     if one_by_one:  # as a DataLoader's worker counts them, so that the next ones will be asked for as well
         block, place = divmod(int(first), _AHEAD)

@@ -95,6 +95,11 @@ def below(u32: Tensor, bound: int | Tensor) -> Tensor:
     return scaled
 
 
+def another(own: Tensor, u32: Tensor, count: int) -> Tensor:
+    """Choose one of 0..count-1 other than ``own``, by a 32-bit number; -1 where there is no other."""
+    return (own + 1 + below(u32, count - 1)) % count if count > 1 else torch.full_like(u32, -1)
+
+
 # |z| in units of 2^-16 by the octave of v = 2 m + 1, where m is the lower 15 bits of a draw: a cubic in v's place t
 # within its octave, with t in units of 2^-15. Fitted to the normal distribution's quantiles at v / 2^17, scaled to a
 # variance of 1; it is within 0.0003 of them, strictly monotone, and every product stays below 2^31.

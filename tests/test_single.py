@@ -170,3 +170,35 @@ def test_samples_that_are_drawn_ahead_are_those_of_the_batch(group_size: tuple[i
         assert one.donor == -1
         for field in one:
             field.zero_()  # a plan is the caller's own
+
+
+def test_what_was_drawn_ahead_is_the_callers_own() -> None:
+    drawn = []
+    for _ in range(2):
+        corrupt = GroupMask(4, 0.5, seed=77)
+        plans = [corrupt.sample((3, 32, 32)) for _ in range(6)]
+        drawn.append(torch.stack([one.group for one in plans]))
+        for one in plans:
+            for field in one:
+                field.zero_()
+    assert torch.equal(*drawn)
+
+
+@pytest.mark.parametrize(
+    ("calls", "ahead"),
+    [
+        (lambda one, other: [one(28) for _ in range(60)], 1),
+        (lambda one, other: [corrupt(28) for _ in range(30) for corrupt in (one, other)], 1),  # two views, of twins
+        (lambda one, other: [one(side) for _ in range(25) for side in (28, 14)], 2),  # two crops
+        (
+            lambda one, other: [one(7 * (i % 9 + 1)) for i in range(60)],
+            0,
+        ),  # of what would be drawn, little would be used
+    ],
+)
+def test_images_are_drawn_ahead_only_where_more_like_them_follow(calls: Any, ahead: int) -> None:
+    seed = 1000 + ahead + 10 * len(calls.__code__.co_code)
+    one, other = (GroupMask(7, 0.5, seed=seed) for _ in range(2))
+    plan._draw_ahead.cache_clear()
+    calls(*(lambda side, corrupt=corrupt: corrupt.sample((3, side, side)) for corrupt in (one, other)))
+    assert plan._draw_ahead.cache_info().misses == ahead
