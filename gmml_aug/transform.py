@@ -193,11 +193,13 @@ class GroupMask(nn.Module):
         grid = self._grid(batch)
         expected = grid if single else (batch.shape[0], *grid)
         shapes = {name: expected if name in ("mask", "group") else expected[:-2] for name in plan._fields}
-        if any(getattr(plan, name).shape != shape for name, shape in shapes.items()):
-            raise ValueError(
-                f"the plan is for a mask of {tuple(plan.mask.shape)}, but images of {tuple(batch.shape)} with patches "
-                f"of {self.patch_size} need {expected}; draw it by sample() with these images or their shape"
-            )
+        for name, shape in shapes.items():
+            if getattr(plan, name).shape != shape:
+                raise ValueError(
+                    f"the plan is for a {name} of {tuple(getattr(plan, name).shape)}, but images of "
+                    f"{tuple(batch.shape)} with patches of {self.patch_size} need {tuple(shape)}; draw it by sample() "
+                    "with these images or their shape"
+                )
         if plan.mask.dtype != torch.bool:
             raise TypeError(f"a plan's mask is bool, True = hidden; got {plan.mask.dtype}")
         for name, field in zip(plan._fields[1:], plan[1:], strict=True):
@@ -225,7 +227,7 @@ class GroupMask(nn.Module):
             own, whether the patch is visible or hidden by another fill.
 
         Raises:
-            TypeError, ValueError: this is no plan of a batch.
+            TypeError, ValueError: this is no plan of a batch, or of one without another image to take aliens from.
         """
         if not isinstance(plan, MaskPlan):
             raise TypeError(f"owner takes a MaskPlan, as sample(images) draws it; got {type(plan).__name__}")
@@ -234,10 +236,12 @@ class GroupMask(nn.Module):
         owner = torch.arange(len(plan.mask), device=plan.mask.device)[:, None, None].expand(plan.mask.shape)
         for i, fill in enumerate(self.fills):
             if isinstance(fill, Alien):
+                if len(plan.mask) == 1:
+                    raise ValueError("this plan is for a batch of one, which has no other image to take aliens from")
                 donor = plan.donor[:, None, None] if fill.per == "image" else plan.group_donor()
                 here = plan.mask if len(self.fills) == 1 else plan.mask & (plan.fill == i)[:, None, None]
                 owner = torch.where(here, donor, owner)
-        return owner
+        return owner.contiguous()
 
     def extra_repr(self) -> str:
         names = ", ".join(f"{fill}: {weight:g}" for fill, weight in zip(self.fills, self.weights, strict=True))
@@ -273,16 +277,22 @@ class GroupMask(nn.Module):
         batches = [_as_batch(leaves[place]) for place in places]
         first, single = batches[0]
         for batch, alone in batches[1:]:
-            if (alone, len(batch), *batch.shape[-2:]) != (single, len(first), *first.shape[-2:]):
+            same = (single, len(first), *first.shape[-2:], first.device)
+            if (alone, len(batch), *batch.shape[-2:], batch.device) != same:
+                each = (f"{tuple(leaves[place].shape)} on {leaves[place].device}" for place in places)
                 raise ValueError(
-                    "the images of a sample get the same mask, so they have the same size; got "
-                    f"{' and '.join(str(tuple(leaves[place].shape)) for place in places)}"
+                    "the images of a sample get the same mask, so they have the same size and device; got "
+                    f"{' and '.join(each)}"
                 )
         for place, (batch, _) in zip(places, batches, strict=True):
             self._check(leaves[place], batch, self._grid(batch), donors)
         plan = self._draw(first, single, index)
+        written: dict[int, Masked] = {}  # an image may stand in a sample twice
         for place in places:
-            leaves[place] = self._write(leaves[place], plan, donors)
+            image = leaves[place]
+            if id(image) not in written:
+                written[id(image)] = self._write(image, plan, donors)
+            leaves[place] = written[id(image)]
         return tree_unflatten(leaves, structure)
 
     def _grid(self, batch: Tensor) -> tuple[int, int]:
@@ -365,6 +375,13 @@ def _as_batch(images: object) -> tuple[Tensor, bool]:
         elif kind.startswith("numpy."):
             hint = "convert it first, by torch.from_numpy(array), with the channels in front of height and width"
         raise TypeError(f"GroupMask takes tensors of images; got {kind}; {hint}")
+    tv_tensors = sys.modules.get("torchvision.tv_tensors")
+    if (
+        tv_tensors
+        and isinstance(images, tv_tensors.TVTensor)
+        and not isinstance(images, (tv_tensors.Image, tv_tensors.Video))
+    ):
+        raise TypeError(f"GroupMask takes images; got a tv_tensors.{type(images).__name__}, which is none")
     batch = _plain(images)
     if batch.dtype not in _DTYPES:
         raise TypeError(
@@ -375,7 +392,6 @@ def _as_batch(images: object) -> tuple[Tensor, bool]:
         raise ValueError(
             f"images are (B, C, H, W), one image (C, H, W) or clips (B, T, C, H, W); got {tuple(batch.shape)}"
         )
-    tv_tensors = sys.modules.get("torchvision.tv_tensors")
     clip = batch.ndim == 4 and tv_tensors is not None and isinstance(images, tv_tensors.Video)
     single = batch.ndim == 3 or clip
     return (batch[None] if single else batch), single

@@ -122,7 +122,7 @@ def test_images_of_one_sample_share_their_mask() -> None:
     assert torch.equal(out[0], other[0])
     assert corrupt.counter == 1
     inplace = GroupMask(8, 0.5, "zeros", inplace=True)
-    with pytest.raises(ValueError, match=r"same size; got \(3, 32, 32\) and \(3, 16, 32\)"):
+    with pytest.raises(ValueError, match=r"same size and device; got \(3, 32, 32\) on cpu and \(3, 16, 32\) on cpu"):
         inplace(left, tv_tensors.Image(torch.ones(3, 16, 32)))
     with pytest.raises(ValueError, match="3 values"):
         GroupMask(8, 0.5, {"zeros": 1, _per_channel(): 1}, inplace=True)(left, right)
@@ -133,6 +133,29 @@ def _per_channel() -> Any:
     from gmml_aug import Zeros
 
     return Zeros((0.0, 0.1, 0.2))
+
+
+def test_images_on_two_devices_and_a_batch_beside_a_clip_are_refused_untouched() -> None:
+    corrupt = GroupMask(8, 0.5, "zeros", seed=0, inplace=True)
+    image = tv_tensors.Image(torch.ones(5, 3, 32, 32))
+    for other in (tv_tensors.Image(image.to("meta")), tv_tensors.Video(torch.ones(5, 3, 32, 32))):
+        with pytest.raises(ValueError, match="same size and device"):
+            corrupt(image, other)
+    assert (image == 1).all()
+    assert corrupt.counter == 0
+
+
+def test_an_image_that_stands_twice_in_a_sample_is_written_once() -> None:
+    images = tv_tensors.Image(torch.rand(4, 3, 32, 32))
+    expected = GroupMask(8, 0.5, "alien", seed=0)(images)
+    out = GroupMask(8, 0.5, "alien", seed=0, inplace=True)({"a": images, "b": images})
+    assert torch.equal(out["a"].images, expected.images)
+    assert torch.equal(out["b"].images, expected.images)
+
+
+def test_a_segmentation_mask_alone_is_no_image() -> None:
+    with pytest.raises(TypeError, match=r"tv_tensors\.Mask, which is none"):
+        GroupMask(8)(tv_tensors.Mask(torch.ones(3, 32, 32)))
 
 
 def test_a_pil_image_names_the_conversion() -> None:
