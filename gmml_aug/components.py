@@ -58,6 +58,8 @@ def _as_masks(mask: Any) -> tuple[Tensor, bool]:
         try:
             if isinstance(mask, Sequence):  # of arrays, as generators of one mask at a time fill a list
                 mask = [one.tolist() if hasattr(one, "tolist") else one for one in mask]
+            elif hasattr(mask, "copy"):
+                mask = mask.copy()  # of arrays torch takes no flipped ones
             mask = torch.tensor(mask)
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(
@@ -102,7 +104,7 @@ def _labels(hidden: Tensor) -> Tensor:
 
 
 def describe(mask: Any) -> Description:
-    """Return the figures of masks, of this or any other library.
+    """Return the figures of masks, of this or any other library; on an accelerator this waits for it.
 
     Patches are connected where they share a side, so groups that touch count as one component.
 
@@ -133,11 +135,11 @@ def describe(mask: Any) -> Description:
     sizes = counts.topk(int(components.max()), dim=1).values
     times = hidden.sum(0)
     even = bool(times.min() == times.max())  # also where no mask hides anything: 0 / 0
-    share = counts.sum(1) / patches
+    share = counts.sum(1).to(torch.float32) / patches
     return Description(
         share=share[0] if single else share,
         components=components[0] if single else components,
         sizes=sizes[0] if single else sizes,
-        frequency=times / len(hidden),
-        most_to_least=torch.ones((), device=hidden.device) if even else times.max() / times.min(),
+        frequency=times.to(torch.float32) / len(hidden),
+        most_to_least=torch.ones_like(share[0]) if even else times.max().to(torch.float32) / times.min(),
     )

@@ -52,4 +52,4 @@ def mix_labels(labels: Tensor, owner: Tensor, num_classes: int) -> Tensor:
         raise ValueError(f"labels are on {labels.device} and owner on {owner.device}; move one to the other")
     shown = labels[owner.flatten(1)]
     patches = torch.zeros(len(labels), num_classes, dtype=torch.int64, device=labels.device)
-    return patches.scatter_add_(1, shown, torch.ones_like(shown)) / shown.shape[1]
+    return patches.scatter_add_(1, shown, torch.ones_like(shown)).to(torch.float32) / shown.shape[1]

@@ -123,6 +123,17 @@ def test_masks_that_hide_nothing_or_all_are_even() -> None:
     assert describe(torch.zeros(3, 4, 5)).sizes.shape == (3, 0)
 
 
+def test_flipped_arrays_and_another_default_dtype() -> None:
+    numpy = pytest.importorskip("numpy")
+    assert describe(numpy.eye(4)[::-1]).components == 4
+    torch.set_default_dtype(torch.float64)
+    try:
+        figures = describe(MASK)
+        assert {figures.share.dtype, figures.frequency.dtype, figures.most_to_least.dtype} == {torch.float32}
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_print_shows_the_figures() -> None:
     assert str(describe(MASK)).splitlines() == [
         "masks       1, of 4 x 6 patches",

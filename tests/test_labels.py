@@ -57,6 +57,17 @@ def test_wrong_labels_are_refused(labels: Any, owner: Any, classes: Any, error: 
         mix_labels(labels, owner, classes)
 
 
+def test_labels_elsewhere_are_refused_and_shares_are_float32_whatever_the_default() -> None:
+    labels = torch.zeros(4, dtype=torch.int64)
+    with pytest.raises(ValueError, match="labels are on meta and owner on cpu"):
+        mix_labels(labels.to("meta"), OWNER, 3)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert mix_labels(labels, OWNER, 3).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_a_class_beyond_the_last_is_refused() -> None:
     labels: Tensor = torch.tensor([0, 1, 2, 3])
     with pytest.raises((RuntimeError, IndexError)):
