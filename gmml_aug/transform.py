@@ -192,7 +192,7 @@ class GroupMask(nn.Module):
         batch, single = _as_batch(images)
         grid = self._grid(batch)
         expected = grid if single else (batch.shape[0], *grid)
-        shapes = {name: expected if name in ("mask", "group") else expected[:-2] for name in plan._fields}
+        shapes = {name: expected if name in ("mask", "group") else expected[:-2] for name in MaskPlan._fields}
         for name, shape in shapes.items():
             if getattr(plan, name).shape != shape:
                 raise ValueError(
@@ -202,7 +202,7 @@ class GroupMask(nn.Module):
                 )
         if plan.mask.dtype != torch.bool:
             raise TypeError(f"a plan's mask is bool, True = hidden; got {plan.mask.dtype}")
-        for name, field in zip(plan._fields[1:], plan[1:], strict=True):
+        for name, field in zip(MaskPlan._fields[1:], plan[1:], strict=True):
             if field.dtype != (wanted := torch.int32 if name == "group" else torch.int64):
                 raise TypeError(f"a plan's {name} is {str(wanted).removeprefix('torch.')}; got {field.dtype}")
         for field in plan:

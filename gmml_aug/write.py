@@ -277,7 +277,11 @@ def _described(fills: Sequence[Fill]) -> tuple[list[int], list[float]]:
         elif isinstance(fill, Noise):
             numbers = (fill.mean, fill.std)
         values += (*map(float, numbers), *(0.0,) * (width - len(numbers)))
-    return [_BY_GROUP if fill == Alien("group") else _KINDS.index(type(fill)) for fill in fills], values
+    return [_kind(fill) for fill in fills], values
+
+
+def _kind(fill: Fill) -> int:
+    return _BY_GROUP if isinstance(fill, Alien) and fill.per == "group" else _KINDS.index(type(fill))
 
 
 def _fills(kinds: Sequence[int], values: Sequence[float], channels: int) -> list[Fill]:
