@@ -68,6 +68,15 @@ def test_labels_elsewhere_are_refused_and_shares_are_float32_whatever_the_defaul
         torch.set_default_dtype(torch.float32)
 
 
+@pytest.mark.parametrize("fill", ["alien", Alien("group"), {"noise": 1, Alien("group"): 1}])
+def test_no_value_is_read_back(fill: Any) -> None:
+    """Tensors of the meta device have none, as those of an accelerator have none yet."""
+    corrupt, labels = GroupMask(2, 0.5, fill), torch.zeros(4, dtype=torch.int64, device="meta")
+    plan = corrupt.sample((4, 3, 8, 8)).to("meta")
+    soft = mix_labels(labels, corrupt.owner(plan), 3)
+    assert (soft.shape, soft.device.type) == ((4, 3), "meta")
+
+
 def test_a_class_beyond_the_last_is_refused() -> None:
     labels: Tensor = torch.tensor([0, 1, 2, 3])
     with pytest.raises((RuntimeError, IndexError)):
