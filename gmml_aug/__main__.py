@@ -80,7 +80,7 @@ def _preview(arguments: argparse.Namespace) -> None:
     try:
         from .preview import CAPTION, draw, load
     except ModuleNotFoundError as missing:
-        arguments.error(f"preview needs {missing.name}, which is not installed: pip install 'gmml_aug[preview]'")
+        arguments.error(f"preview needs {missing.name}, which is not installed: pip install matplotlib")
 
     try:
         corrupt = {fill: GroupMask(fill=fill, **settings) for fill in fills}

@@ -247,7 +247,7 @@ def _resolve(fill: object) -> Fill:
     hint = ""
     if isinstance(fill, type):
         hint = f"; make an instance, {fill.__name__}()"
-    elif isinstance(fill, (list, tuple, set)):
+    elif isinstance(fill, (list, tuple, set)) and all(isinstance(one, str) for one in fill):
         hint = f"; give each a weight, {{{', '.join(f'{one!r}: 1' for one in fill)}}}"
     elif hasattr(fill, "values") or hasattr(fill, "check"):
         hint = "; a fill of your own has both methods, check() and values(), see gmml_aug.Fill"

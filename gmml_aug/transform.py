@@ -197,7 +197,7 @@ class GroupMask(nn.Module):
             if getattr(plan, name).shape != shape:
                 raise ValueError(
                     f"the plan is for a {name} of {tuple(getattr(plan, name).shape)}, but images of "
-                    f"{tuple(batch.shape)} with patches of {self.patch_size} need {tuple(shape)}; draw it by sample() "
+                    f"{tuple(images.shape)} with patches of {self.patch_size} need {tuple(shape)}; draw it by sample() "
                     "with these images or their shape"
                 )
         if plan.mask.dtype != torch.bool:

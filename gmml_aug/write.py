@@ -80,11 +80,12 @@ def _write_whole(
     for i, fill in enumerate(fills):
         here = hidden if len(fills) == 1 else hidden & (plan.fill == i).view(-1, *(1,) * (images.ndim - 1))
         values = fill.values(images, plan, donors)
-        shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-        if isinstance(shape, str) or not _broadcasts(shape, images.shape):
+        if not isinstance(values, Tensor):
+            raise TypeError(f"the values of {fill} are a tensor; got {type(values).__name__}")
+        if not _broadcasts(values.shape, images.shape):
             raise TypeError(
-                f"the values of {fill} broadcast to the images, a tensor of {tuple(images.shape)}; got {shape}; "
-                "patch_to_pixel spreads what there is for each patch"
+                f"the values of {fill} broadcast to the images' shape, {tuple(images.shape)}; got "
+                f"{tuple(values.shape)}; patch_to_pixel spreads what there is for each patch"
             )
         # where() takes one or the other, so that nothing hidden, not even NaN, reaches the result or a gradient. The
         # images come first: the result has their memory format.

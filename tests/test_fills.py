@@ -164,7 +164,7 @@ def test_a_fill_of_ones_own() -> None:
     ("values", "words"),
     [
         (torch.zeros(1, dtype=torch.float64), r"are torch.float64 and the images torch.float32; return values.to"),
-        (torch.zeros(2, 4, 3, 16, 16), r"of \(4, 3, 16, 16\); got \(2, 4, 3, 16, 16\)"),
+        (torch.zeros(2, 4, 3, 16, 16), r"shape, \(4, 3, 16, 16\); got \(2, 4, 3, 16, 16\)"),
         (torch.zeros(4, 1, 4, 4), r"got \(4, 1, 4, 4\); patch_to_pixel"),
         (0.5, "got float"),
     ],

@@ -235,4 +235,4 @@ def test_what_is_not_installed_is_named(
     monkeypatch.setitem(sys.modules, library, None)
     error = refused(capsys, "red.png")
     assert f"preview needs {library}" in error
-    assert "pip install 'gmml_aug[preview]'" in error
+    assert "pip install matplotlib" in error
