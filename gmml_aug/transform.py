@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import numbers
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,7 @@ from .fills import Alien, Fill, weighted
 from .grid import as_patch_size, grid_size, is_int
 from .groups import group_range
 from .plan import MaskPlan, group_rank
-from .write import write
+from .write import share_memory, write
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8)
 _MOST_PATCHES = 2**22  # what the order of the patches has bits for
@@ -286,8 +287,14 @@ class GroupMask(nn.Module):
                 )
         for place, (batch, _) in zip(places, batches, strict=True):
             self._check(leaves[place], batch, self._grid(batch), donors)
+        distinct = {id(leaves[place]): leaves[place] for place in places}.values()  # one may stand in it twice
+        known = not torch.compiler.is_compiling() and not first.is_meta  # where in memory they are
+        if self.inplace and known and any(share_memory(*pair) for pair in itertools.combinations(distinct, 2)):
+            raise ValueError(
+                "inplace=True cannot write into images of a sample that share memory with each other; pass clones"
+            )
         plan = self._draw(first, single, index)
-        written: dict[int, Masked] = {}  # an image may stand in a sample twice
+        written: dict[int, Masked] = {}
         for place in places:
             image = leaves[place]
             if id(image) not in written:

@@ -301,7 +301,8 @@ def _fills(kinds: Sequence[int], values: Sequence[float], channels: int) -> list
     return fills
 
 
-def _share_memory(images: Tensor, donors: Tensor) -> bool:
+def share_memory(images: Tensor, donors: Tensor) -> bool:
+    """Tell whether two tensors may lie in the same memory."""
     begins, ends = [], []
     for tensor in (images, donors):
         reach = sum((side - 1) * stride for side, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
@@ -337,7 +338,7 @@ def _write_into(
     """Write the images into ``out``, which may be themselves, by the quickest road that takes them."""
     if not images.numel():
         return
-    if out is images and donors is not None and _share_memory(images, donors):
+    if out is images and donors is not None and share_memory(images, donors):
         donors = donors.clone()
     plan, patch = MaskPlan(mask, fill, donor, key, group), (patch_size[0], patch_size[1])
     kernels = kernels_for(images.device)

@@ -151,6 +151,13 @@ def test_an_image_that_stands_twice_in_a_sample_is_written_once() -> None:
     out = GroupMask(8, 0.5, "alien", seed=0, inplace=True)({"a": images, "b": images})
     assert torch.equal(out["a"].images, expected.images)
     assert torch.equal(out["b"].images, expected.images)
+    before = images.clone()
+    corrupt = GroupMask(8, 0.5, "alien", seed=0, inplace=True)
+    with pytest.raises(ValueError, match="share memory"):
+        corrupt(tv_tensors.Image(images), tv_tensors.Image(images))
+    assert torch.equal(images, before)
+    assert corrupt.counter == 0
+    corrupt(tv_tensors.Image(images[:2]), tv_tensors.Image(images[2:]))  # side by side
 
 
 def test_a_segmentation_mask_alone_is_no_image() -> None:
