@@ -20,7 +20,7 @@ def signed(value: int) -> int:
 
 
 GAMMA, MUL_1, MUL_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-_LOW_32, _LOW_64 = 2**32 - 1, 2**64 - 1
+_LOW_32 = 2**32 - 1
 _KEPT = 4096  # ranges of slots up to this length are worth remembering
 
 # What each slot of a sample is for: one map for the whole package, so that no two purposes share a word.
