@@ -227,7 +227,7 @@ def plot_masks(tables: list[Result], title: str, path: Path) -> None:
             lines.setdefault(row["name"], []).append((row["amount"], row["amount"] / row["median"]))
     if not lines:
         return
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(10, 5), layout="constrained")
     axes = figure.subplots()
     for name, points in lines.items():
         ours = name.startswith("gmml_aug")
@@ -236,7 +236,7 @@ def plot_masks(tables: list[Result], title: str, path: Path) -> None:
     axes.set_xticks(rows.MASK_BATCHES, map(str, rows.MASK_BATCHES))
     axes.set_title(f"Masks that hide 98 of 14 x 14 patches\n{title}", fontsize="medium")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    figure.legend(fontsize="small", loc="outside right center")
     figure.savefig(path, dpi=120)
 
 
