@@ -2,57 +2,84 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import timm
 import torch
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from gmml_aug import GroupMask
+
 
 class Autoencoder(nn.Module):
-    """Images ``(B, C, H, W)`` in, reconstructed images of the same shape out."""
+    """Images ``(B, C, H, W)`` in, reconstructed images of the same shape out.
 
-    def __init__(self, image_size: int, patch_size: int, channels: int, dim: int, depth: int, heads: int) -> None:
+    Args:
+        name: A model of timm, a ``VisionTransformer``.
+        options: What its weights load with: ``timm.create_model(name, **options)``.
+        blocks: The blocks whose outputs are fused, counted from 1; ``None`` is every second one of the upper half
+            (6, 8, 10 and 12 of a ViT of 12 blocks, as in the paper).
+        fuse: ``"mean"`` (the paper's), ``"last"`` (of the blocks, alone) or ``"learned"`` (weights that sum to one).
+        decoder_depth: Pointwise layers before the transposed convolution that gives pixels.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        options: dict[str, Any],
+        blocks: list[int] | None = None,
+        fuse: str = "mean",
+        decoder_depth: int = 2,
+    ) -> None:
         super().__init__()
-        self.encoder = VisionTransformer(
-            img_size=image_size,
-            patch_size=patch_size,
-            in_chans=channels,
-            embed_dim=dim,
-            depth=depth,
-            num_heads=heads,
-            class_token=False,
-            global_pool="avg",
-            fc_norm=False,
-            num_classes=0,
-        )
+        encoder = timm.create_model(name, pretrained=False, **options)
+        if not isinstance(encoder, VisionTransformer):
+            raise SystemExit(f"{name} is no VisionTransformer of timm; take one such as vit_tiny_patch16_224")
+        self.encoder = encoder
+        depth = len(encoder.blocks)
+        blocks = blocks or [i for i in range(depth, 0, -2) if i >= depth / 2][::-1]
+        if min(blocks) < 1 or max(blocks) > depth or len(set(blocks)) < len(blocks):
+            raise SystemExit(f"--blocks takes different numbers from 1 to {depth}, the encoder's depth; got {blocks}")
+        self.blocks = sorted(blocks)[-1:] if fuse == "last" else sorted(blocks)
+        self.fusion = nn.Parameter(torch.zeros(len(self.blocks))) if fuse == "learned" else None
         # Sine and cosine positions, as in MAE: timm's own start (0.02 wide) drowns in the embedding of tiny patches.
-        assert self.encoder.pos_embed is not None
-        grid = self.encoder.patch_embed.grid_size
-        with torch.no_grad():
-            self.encoder.pos_embed.copy_(build_sincos2d_pos_embed(list(grid), dim, interleave_sin_cos=True)[None])
-        # Every second block of the upper half: 6, 8, 10 and 12 of a ViT of 12 blocks.
-        self.blocks = [i - 1 for i in range(depth, 0, -2) if i >= depth / 2][::-1]
-        self.decoder = nn.Sequential(
-            nn.Conv2d(dim, dim, 1),
-            nn.GELU(),
-            nn.Conv2d(dim, dim, 1),
-            nn.GELU(),
-            nn.ConvTranspose2d(dim, channels, patch_size, stride=patch_size),
+        position = encoder.pos_embed
+        if position is not None:
+            grid = encoder.patch_embed.grid_size
+            with torch.no_grad():
+                spread = build_sincos2d_pos_embed(list(grid), encoder.embed_dim, interleave_sin_cos=True)
+                position[:, position.shape[1] - len(spread) :].copy_(spread)
+        dim, channels, patch = encoder.embed_dim, encoder.patch_embed.proj.in_channels, encoder.patch_embed.patch_size
+        pointwise = [layer for _ in range(decoder_depth) for layer in (nn.Conv2d(dim, dim, 1), nn.GELU())]
+        self.decoder = nn.Sequential(*pointwise, nn.ConvTranspose2d(dim, channels, patch, stride=patch))
+
+    def outputs(self, images: Tensor, blocks: list[int]) -> list[Tensor]:
+        """Return the patch tokens ``(B, tokens, dim)`` after each of the blocks, counted from 1, before any norm."""
+        tokens = self.encoder.forward_intermediates(
+            images, indices=[block - 1 for block in blocks], output_fmt="NLC", intermediates_only=True
         )
+        assert isinstance(tokens, list)
+        return tokens
 
     def features(self, images: Tensor) -> Tensor:
-        """Return the fused tokens, the normed average of several blocks' outputs: ``(B, tokens, dim)``."""
-        outputs = self.encoder.forward_intermediates(
-            images, indices=self.blocks, output_fmt="NLC", intermediates_only=True
-        )
-        assert isinstance(outputs, list)
-        fused: Tensor = self.encoder.norm(torch.stack(outputs).mean(0))
+        """Return the fused tokens ``(B, tokens, dim)``: the normed average of several blocks' outputs."""
+        outputs = torch.stack(self.outputs(images, self.blocks))
+        if self.fusion is None:
+            fused: Tensor = self.encoder.norm(outputs.mean(0))
+        else:
+            fused = self.encoder.norm(torch.einsum("k,kbnd->bnd", self.fusion.softmax(0), outputs))
         return fused
 
-    def forward(self, images: Tensor) -> Tensor:
+    def decode(self, tokens: Tensor, images: Tensor) -> Tensor:
+        """Return the pixels that normed tokens ``(B, tokens, dim)`` stand for, in the shape of ``images``."""
         grid = self.encoder.patch_embed.dynamic_feat_size(images.shape[-2:])
-        decoded: Tensor = self.decoder(self.features(images).transpose(1, 2).unflatten(2, grid))
+        decoded: Tensor = self.decoder(tokens.transpose(1, 2).unflatten(2, grid))
         return decoded
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.decode(self.features(images), images)
 
 
 class Classifier(nn.Module):
@@ -68,3 +95,24 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.head(self.body.features(images).mean(1))
         return logits
+
+
+def build(settings: dict[str, Any], channels: int) -> tuple[Autoencoder, dict[str, Any]]:
+    """Return the network of a run's settings, and the arguments that plain timm makes its encoder of."""
+    options = {"img_size": settings["image_size"], "patch_size": settings["patch_size"], "in_chans": channels}
+    options |= {"num_classes": 0, "fc_norm": False}
+    shape = {"embed_dim": settings["dim"], "depth": settings["depth"], "num_heads": settings["heads"]}
+    options |= {name: value for name, value in shape.items() if value is not None}
+    model = Autoencoder(settings["model"], options, settings["blocks"], settings["fuse"], settings["decoder_depth"])
+    return model, {"model_name": settings["model"], **options}
+
+
+def masks(settings: dict[str, Any]) -> GroupMask:
+    """Return the corruption of a run's settings."""
+    return GroupMask(
+        settings["patch_size"],
+        ratio=tuple(settings["ratio"]),
+        fill=dict.fromkeys(settings["fill"], 1.0),
+        group_size=tuple(settings["group_size"]),
+        seed=settings["seed"],
+    )

@@ -1,13 +1,14 @@
-"""Pretrain a small ViT by group masking, fine-tune it on few labels, and hold it against the same ViT from scratch.
+"""Pretrain a vision transformer by group masking, and see on few labels what that was worth.
 
-    python examples/pretrain.py                              # scikit-learn's digits, about two minutes on a CPU
-    python examples/pretrain.py --data PATH --output DIR     # a folder of images, one folder a class; PATH/train and
-                                                             # PATH/test where it has them
+    python examples/pretrain.py                                # scikit-learn's digits, about two minutes on a CPU
+    python examples/pretrain.py --data PATH --output runs/x    # a folder of images, with or without a folder a class
+    python examples/pretrain.py --data torchvision:CIFAR10     # a data set of torchvision
+    accelerate launch --num_processes 2 examples/pretrain.py   # the same run on two devices, or on several machines
 
-The run folder holds config.json, metrics.jsonl (a line for every ten steps and for every fine-tuning),
-autoencoder.safetensors, encoder.safetensors (the keys of a timm VisionTransformer) and reconstructions.png; files of an
-earlier run there are replaced. Method and schedule follow arXiv 2205.14986, sections 3 and 4.1; README.md here
-names the differences.
+Killed at any step, the same command goes on from the last checkpoint. The run folder holds config.json, metrics.jsonl,
+checkpoint.safetensors, reconstructions/, and at the end autoencoder.safetensors, encoder.safetensors with encoder.json
+(``timm.create_model(**encoder.json)`` takes its weights) and results.json. Method and schedule follow arXiv 2205.14986,
+sections 3 and 4.1; README.md here names the differences.
 """
 
 from __future__ import annotations
@@ -15,296 +16,291 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import statistics
-from collections.abc import Iterable, Iterator
+import time
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import torch
-import torch.nn.functional as F
-from accelerate import Accelerator, PartialState
-from accelerate.utils import set_seed
-from data import Data, load, pick_labelled
-from model import Autoencoder, Classifier
-from safetensors.torch import save_model
-from sklearn.neighbors import KNeighborsClassifier
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from checkpoint import about, restore, save_tensors, save_text, state, tensors
+from data import Data, Views, load, order, seed_of
+from evaluate import compare_on_few_labels
+from model import build, masks
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
+from visualise import draw_reconstructions
 
-from gmml_aug import GroupMask, patch_to_pixel
+from gmml_aug import patch_to_pixel
 
-mpl.use("Agg")
-from matplotlib import pyplot as plt
-
-# What suits 8x8 digits and a folder of small photographs; every one of them is also an option.
+# What suits 8x8 digits and small photographs; every one of them is also an option.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "digits": {
         "image_size": 8, "patch_size": 2, "dim": 64, "depth": 4, "heads": 4, "group_size": (1, 2),
-        "steps": 1500, "batch_size": 64, "base_lr": 1.2e-2,
-        "finetune_steps": 200, "finetune_batch_size": 50, "lr_scratch": 2e-3, "lr_pretrained": 4e-3,
+        "epochs": 68, "batch_size": 64, "base_lr": 1.2e-2,
+        "finetune_steps": 200, "lr_scratch": 2e-3, "lr_pretrained": 4e-3,
     },
-    "folder": {
+    "photographs": {
         "image_size": 32, "patch_size": 4, "dim": 192, "depth": 6, "heads": 3, "group_size": (1, 3),
-        "steps": 2000, "batch_size": 128, "base_lr": 4e-3,
-        "finetune_steps": 200, "finetune_batch_size": 50, "lr_scratch": 1e-3, "lr_pretrained": 1e-3,
+        "epochs": 100, "batch_size": 128, "base_lr": 4e-3,
+        "finetune_steps": 200, "lr_scratch": 1e-3, "lr_pretrained": 1e-3,
     },
 }  # fmt: skip
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="digits", help="'digits', or a folder of images with one folder a class")
-    parser.add_argument("--output", type=Path, help="the run folder; runs/<data> if not given")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--labels-per-class", type=int, default=10, help="for fine-tuning")
-    parser.add_argument("--draws", type=int, default=3, help="how often the labelled images are drawn anew")
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--data", default="digits")
-    known = first.parse_known_args(arguments)[0].data
-    for name, value in DEFAULTS["digits" if known == "digits" else "folder"].items():
-        option = f"--{name.replace('_', '-')}"
-        if isinstance(value, tuple):
-            parser.add_argument(option, type=int, nargs=2, default=value, help=f"default {value}")
-        else:
-            parser.add_argument(option, type=type(value), default=value, help=f"default {value}")
+    first.add_argument("--model")
+    known = first.parse_known_args(arguments)[0]
+    preset = DEFAULTS["digits" if known.data == "digits" else "photographs"]
+    if known.model:  # has a shape of its own
+        preset = preset | {"dim": None, "depth": None, "heads": None}
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+
+    def option(name: str, help: str, **how: Any) -> None:
+        default = preset.get(name.replace("-", "_"), how.pop("default", None))
+        if default is not None:
+            help += f"; default {default}"
+        parser.add_argument(f"--{name}", default=default, help=help, **how)
+
+    option(
+        "data", "'digits', a folder of images, 'torchvision:NAME', or shards 'FOLDER/{000..099}.tar'", default="digits"
+    )
+    option("output", "the run folder; runs/<data> if not given", type=Path)
+    option("seed", "of weights, order, crops and masks", type=int, default=0)
+    option("model", "a VisionTransformer of timm", default="vit_tiny_patch16_224")
+    option("image-size", "pixels a side", type=int)
+    option("patch-size", "pixels a side", type=int)
+    option("dim", "width of the encoder", type=int)
+    option("depth", "blocks of the encoder", type=int)
+    option("heads", "of its attention", type=int)
+    option("blocks", "blocks to fuse, counted from 1; every second of the upper half if not given", type=int, nargs="+")
+    option("fuse", "how", choices=("mean", "last", "learned"), default="mean")
+    option("decoder-depth", "pointwise layers of the decoder", type=int, default=2)
+    option("ratio", "share of patches hidden: from, to", type=float, nargs=2, default=(0.4, 0.7))
+    option("fill", "one is drawn per image", nargs="+", default=("noise", "alien"))
+    option("group-size", "side of a group in patches: from, to; 1 1 hides single patches", type=int, nargs=2)
+    option("loss", "pixels that count", choices=("hidden", "all"), default="hidden")
+    option("epochs", "passes over the images", type=int)
+    option("samples-per-epoch", "for shards, whose number of images is not known", type=int)
+    option("batch-size", "images a step, over all processes", type=int)
+    option("accumulation", "parts that a step's batch is cut into", type=int, default=1)
+    option("base-lr", "peak learning rate for a batch of 256", type=float)
+    option("clip", "largest norm of the gradient", type=float, default=3.0)
+    option(
+        "precision",
+        "of the forward pass",
+        choices=("no", "bf16", "fp16"),
+        default="bf16" if torch.cuda.is_available() else "no",
+    )
+    parser.add_argument("--compile", action="store_true", help="compile the network")
+    option("checkpoint-steps", "steps from one checkpoint to the next", type=int, default=200)
+    option("picture-epochs", "epochs from one sheet of reconstructions to the next", type=int, default=20)
+    option("log-with", "trackers of Accelerate, such as tensorboard or wandb", nargs="*", default=())
+    option("labels-per-class", "for the table at the end", type=int, default=10)
+    option("draws", "how often the labelled images are drawn anew; 0 leaves the table out", type=int, default=3)
+    option("finetune-steps", "for the table at the end", type=int)
+    option("lr-scratch", "learning rate of fine-tuning from scratch", type=float)
+    option("lr-pretrained", "learning rate of fine-tuning what was pretrained", type=float)
     args = parser.parse_args(arguments)
-    args.group_size = tuple(args.group_size)
-    if args.draws < 1:
-        parser.error(f"--draws is at least 1; got {args.draws}")
-    args.output = args.output or Path("runs") / Path(args.data).name
+
+    for name in ("epochs", "batch_size", "accumulation", "checkpoint_steps", "picture_epochs"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} is at least 1; got {getattr(args, name)}")
+    missing = set(args.log_with) - {str(tracker.value) for tracker in get_available_trackers()}
+    if missing:
+        parser.error(
+            f"--log-with {' '.join(sorted(missing))}: Accelerate knows no such tracker, or it is not installed"
+        )
+    if args.image_size % args.patch_size:
+        parser.error(f"--image-size {args.image_size} is no multiple of the patch, --patch-size {args.patch_size}")
+    args.output = args.output or Path("runs") / Path(args.data.removeprefix("torchvision:")).name
     return args
-
-
-def tuned(args: argparse.Namespace) -> bool:
-    """Tell whether the fine-tuning rates were searched for: on the digits, at the default settings."""
-    searched = {**DEFAULTS["digits"], "data": "digits", "labels_per_class": 10}
-    return all(getattr(args, name) == value for name, value in searched.items())
 
 
 def cosine(start: float, end: float, share: float) -> float:
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * share))
 
 
-def endless(loader: DataLoader[Any]) -> Iterator[tuple[Tensor, Tensor]]:
-    while True:
-        yield from loader
+def schedule(args: argparse.Namespace, step: int, steps: int, per_epoch: int) -> tuple[float, float]:
+    """Return the learning rate and the weight decay of a step."""
+    peak, warmup = args.base_lr * args.batch_size / 256, max(1, min(10 * per_epoch, steps // 4))
+    rate = peak * (step + 1) / warmup if step < warmup else cosine(peak, 1e-6, (step - warmup) / (steps - warmup))
+    return rate, cosine(0.04, 0.4, step / steps)
 
 
-def build(args: argparse.Namespace, data: Data) -> Autoencoder:
-    return Autoencoder(args.image_size, args.patch_size, data.channels, args.dim, args.depth, args.heads)
+def pretrain(args: argparse.Namespace, settings: dict[str, Any], data: Data, accelerator: Accelerator) -> None:
+    """Train, and leave checkpoint.safetensors at its last step."""
+    torch.manual_seed(args.seed)
+    model = build(settings, data.channels)[0]
+    if args.compile:
+        model.compile()
+    optimizer = torch.optim.AdamW(model.parameters())
+    model, optimizer = accelerator.prepare(model, optimizer)
+    corrupt, views, checkpoint = masks(settings), Views(data), args.output / "checkpoint.safetensors"
 
+    parts, rank, processes = args.accumulation, accelerator.process_index, accelerator.num_processes
+    part = args.batch_size // parts  # images of one forward pass, over all processes
+    mine = slice(rank * part // processes, (rank + 1) * part // processes)
+    per_epoch = len(data.train) // args.batch_size
+    steps, first = args.epochs * per_epoch, 0
+    metrics = args.output / "metrics.jsonl"
+    if checkpoint.exists():
+        restore(checkpoint, model, optimizer.optimizer)
+        note = about(checkpoint)
+        first = note["step"]
+        if accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(note["scaler"])
+        accelerator.print(f"resumes {args.output} from step {first} of {steps}")
+    if accelerator.is_main_process:  # lines of steps after the checkpoint come again
+        save_text(metrics, "".join(line for line in whole_lines(metrics) if json.loads(line)["step"] <= first))
 
-def pretrain(
-    args: argparse.Namespace, data: Data, accelerator: Accelerator, metrics: list[dict[str, Any]]
-) -> Autoencoder:
-    set_seed(args.seed)
-    model = build(args, data)
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.04)
-    workers = 0 if data.name == "digits" else min(4, os.cpu_count() or 1)
-    loader = DataLoader(
-        data.train,
-        args.batch_size,
-        shuffle=True,
-        drop_last=len(data.train_labels) >= args.batch_size,
-        num_workers=workers,
-        persistent_workers=workers > 0,
+    numbers = (
+        piece[mine]
+        for number in order(len(data.train), args.batch_size, args.seed, first, steps)
+        for piece in number.split(part)
     )
-    peak_lr = args.base_lr * args.batch_size * accelerator.num_processes / 256
-    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    warmup = max(1, min(10 * len(loader), args.steps // 4))
-
-    corrupt = GroupMask(
-        args.patch_size,
-        ratio=(0.4, 0.7),
-        fill={"noise": 1, "alien": 1},
-        group_size=args.group_size,
-        seed=args.seed,
-    )
-    average = None
-    batches = endless(loader)
-    progress = tqdm(range(args.steps), desc="pretraining", unit="step", disable=not accelerator.is_main_process)
+    batches = data.train.batches(numbers)
+    recent: list[tuple[int, Tensor, Tensor]] = []  # step, loss, sample numbers: since they were last looked at
+    since = time.perf_counter()
+    progress = tqdm(range(first, steps), "pretraining", steps, initial=first, disable=not accelerator.is_main_process)
     for step in progress:
-        lr = (
-            peak_lr * (step + 1) / warmup
-            if step < warmup
-            else cosine(peak_lr, 1e-6, (step - warmup) / (args.steps - warmup))
-        )
+        rate, decay = schedule(args, step, steps, per_epoch)
         for group in optimizer.param_groups:
-            group["lr"], group["weight_decay"] = lr, cosine(0.04, 0.4, step / args.steps)
-
-        images, _ = next(batches)
-        corrupted, mask = corrupt(images)
-        hidden = patch_to_pixel(mask, args.patch_size)
-        with accelerator.autocast():
-            reconstruction = model(corrupted)
-        loss = ((reconstruction - images).abs() * hidden).sum() / (hidden.sum() * data.channels)
-
-        optimizer.zero_grad()
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(model.parameters(), 3.0)
-        optimizer.step()
-
-        if (step + 1) % 10 == 0:
-            value = loss.item()
-            if not math.isfinite(value):
-                raise SystemExit(f"the loss is {value} at step {step + 1}; try a smaller --base-lr than {args.base_lr}")
-            average = value if average is None else 0.9 * average + 0.1 * value
-            progress.set_postfix(loss=f"{average:.3f}")
-            metrics.append({"step": step + 1, "loss": value, "lr": lr})
-    unwrapped: Autoencoder = accelerator.unwrap_model(model)
-    return unwrapped
-
-
-def finetune(
-    args: argparse.Namespace,
-    data: Data,
-    encoder: Autoencoder | None,
-    labelled: list[int],
-    lr: float,
-    seed: int,
-    label: str,
-) -> Classifier:
-    """Train all weights on the labelled images: from ``encoder``, or from scratch where it is None."""
-    torch.manual_seed(seed)
-    model = Classifier(build(args, data), len(data.classes))
-    if encoder is not None:
-        model.body.load_state_dict(encoder.state_dict())
-    device = PartialState().device
-    model.to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
-    batch_size = min(args.finetune_batch_size, len(labelled))
-    batches = endless(DataLoader(Subset(data.train, labelled), batch_size, shuffle=True, drop_last=True))
-    steps, warmup = args.finetune_steps, max(1, args.finetune_steps // 10)
-    for step in tqdm(range(steps), desc=label, unit="step", leave=False):
-        for group in optimizer.param_groups:
-            group["lr"] = (
-                lr * (step + 1) / warmup if step < warmup else cosine(lr, 0, (step - warmup) / (steps - warmup))
+            group["lr"], group["weight_decay"] = rate, decay
+        # Whatever is drawn in a step hangs on the seed and the step alone, so that a resumed run draws it again.
+        torch.manual_seed(seed_of(args.seed, step))
+        for raw, number in islice(batches, parts):
+            images = views.augmented(raw, mine, part)
+            # Donors come from all processes' images, as they would on one; masks follow the numbers.
+            everyone, numbers_of_all = accelerator.gather((images, number))
+            corrupted, mask = corrupt(everyone, index=numbers_of_all)
+            counted = (
+                patch_to_pixel(mask, args.patch_size) if args.loss == "hidden" else torch.ones_like(images[:1, :1])
             )
-        images, labels = next(batches)
-        loss = F.cross_entropy(model(images.to(device)), labels.to(device))
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 3.0)
-        optimizer.step()
-    return model
+            counted = counted.expand(part, -1, -1, -1)
+            with accelerator.accumulate(model):
+                wrong = (model(corrupted[mine]) - images).abs() * counted[mine]
+                # The mean over all processes' pixels: each has its share of the sum, and DDP averages over processes.
+                loss = wrong.sum() * processes / (counted.sum() * data.channels)
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(model.parameters(), args.clip)
+                optimizer.step()
+                optimizer.zero_grad()
+            recent.append((step, loss.detach(), numbers_of_all))
+
+        done = step + 1
+        if done % 10 == 0 or done % args.checkpoint_steps == 0 or done == steps:
+            value = look_at(recent, accelerator, args, len(data.train), checkpoint)
+            speed = args.batch_size * len(recent) / parts / (time.perf_counter() - since)
+            record = {"step": done, "epoch": done / per_epoch, "loss": value, "lr": rate, "images_per_second": speed}
+            accelerator.log({name: record[name] for name in record if name != "step"}, step=done)
+            progress.set_postfix(loss=f"{value:.3f}", images=f"{speed:.0f}/s")
+            if accelerator.is_main_process:
+                with open(metrics, "a") as file:
+                    file.write(json.dumps(record) + "\n")
+            recent.clear()
+            since = time.perf_counter()
+        if done % (per_epoch * args.picture_epochs) == 0 or done == steps:
+            path = args.output / f"reconstructions/epoch-{done // per_epoch:04}.png"
+            draw_reconstructions(model, data, masks({**settings, "ratio": (0.5, 0.5)}), path, accelerator)
+        if done % args.checkpoint_steps == 0 or done == steps:
+            whole = state(model, optimizer.optimizer)
+            note = {"step": done, "scaler": accelerator.scaler and accelerator.scaler.state_dict()}
+            if accelerator.is_main_process:
+                save_tensors(checkpoint, whole, note)
 
 
-@torch.no_grad()
-def accuracy(model: Classifier, loader: DataLoader[Any]) -> float:
-    """Return the share of images, in percent, that the model names rightly."""
-    model.eval()
-    device = model.head.weight.device
-    hits = torch.cat([model(images.to(device)).argmax(1).cpu() == labels for images, labels in loader])
-    return 100 * hits.double().mean().item()
+def look_at(
+    recent: list[tuple[int, Tensor, Tensor]], accelerator: Accelerator, args: argparse.Namespace, count: int, last: Path
+) -> float:
+    """Return the mean of the recent losses; end here if one is not finite, with all that is needed to look into it."""
+    losses = accelerator.reduce(torch.stack([loss for _, loss, _ in recent]), "mean")
+    broken = (~losses.isfinite()).nonzero().flatten().tolist()
+    if broken:
+        step, _, numbers = recent[broken[0]]
+        good = (
+            f"the last good checkpoint is {last} (step {about(last)['step']})"
+            if last.exists()
+            else "there is no checkpoint yet"
+        )
+        raise SystemExit(
+            f"the loss is {losses[broken[0]].item()} at step {step + 1}, on the images {(numbers % count).tolist()}; "
+            f"{good}; try a smaller --base-lr than {args.base_lr} or another --precision than {args.precision}"
+        )
+    return float(losses.mean())
 
 
-def nearest_pixels(data: Data, labelled: list[int]) -> float:
-    """Return the accuracy, in percent, of the nearest labelled image in raw pixels: what no network at all reaches."""
-
-    def flat(dataset: Any, indices: Iterable[int]) -> tuple[Tensor, list[int]]:
-        images, labels = zip(*(dataset[i] for i in indices), strict=True)
-        return torch.stack(images).flatten(1), list(labels)
-
-    classifier = KNeighborsClassifier(1).fit(*flat(data.train_plain, labelled))
-    return 100 * float(classifier.score(*flat(data.test, range(len(data.test)))))  # type: ignore[arg-type]
+def whole_lines(path: Path) -> list[str]:
+    """Return a file's lines; the last is left out where a crash cut it."""
+    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")] if path.exists() else []
 
 
-@torch.no_grad()
-def draw_reconstructions(args: argparse.Namespace, data: Data, model: Autoencoder, path: Path) -> None:
-    """Draw a dozen held-out images, how they were corrupted, what the model made of them, and the masks."""
-    model.eval()
-    chosen = torch.linspace(0, len(data.test) - 1, 12).long().tolist()  # type: ignore[arg-type]
-    samples = [data.test[i] for i in chosen]
-    images = torch.stack([image for image, _ in samples])
-    corrupt = GroupMask(
-        args.patch_size, ratio=0.5, fill={"noise": 1, "alien": 1}, group_size=args.group_size, seed=args.seed
-    )
-    plan = corrupt.sample(images)
-    corrupted, mask = corrupt.apply(images, plan)
-    hidden = patch_to_pixel(mask, args.patch_size)
-    filled = torch.where(hidden, model(corrupted), images)
-    mean, std = torch.tensor(data.mean)[:, None, None], torch.tensor(data.std)[:, None, None]
-
-    rows = {
-        "original": images * std + mean,
-        "corrupted": corrupted * std + mean,
-        "reconstruction": filled * std + mean,
-        "mask (white: hidden)": hidden.double(),
-    }
-    figure, axes = plt.subplots(len(rows), len(images), figsize=(1.1 * len(images) + 1.2, 1.2 * len(rows) + 0.5))
-    for row, (name, pictures) in enumerate(rows.items()):
-        for column, picture in enumerate(pictures):
-            axis = axes[row, column]
-            axis.imshow(picture.clamp(0, 1).permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
-            axis.set_xticks([])
-            axis.set_yticks([])
-            if row == 0:
-                filling = ("noise", "alien")[int(plan.fill[column])]
-                axis.set_title(f"{data.classes[samples[column][1]]}\n({filling})", fontsize=9)
-        axes[row, 0].set_ylabel(name.replace(" (", "\n("), rotation=0, ha="right", va="center", fontsize=9)
-    figure.suptitle(
-        "Held-out images; in the reconstruction hidden patches are the model's, visible ones as they were", fontsize=10
-    )
-    figure.tight_layout()
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-
-
-def write_metrics(args: argparse.Namespace, metrics: list[dict[str, Any]]) -> None:
-    (args.output / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
+def check_run(args: argparse.Namespace, settings: dict[str, Any]) -> None:
+    """End here if the run folder is finished, or was made with other settings."""
+    afresh = f"To start afresh, delete the folder or give another --output than {args.output}."
+    if (args.output / "config.json").exists():
+        before = json.loads((args.output / "config.json").read_text())
+        for name in sorted(before.keys() | settings.keys()):
+            old, new = before.get(name), settings.get(name)
+            if old != new:
+                option = f"--{name.replace('_', '-')}"
+                raise SystemExit(f"{args.output} was made with {option} {old}, not {new}: give that again. {afresh}")
+        if (args.output / "encoder.safetensors").exists() and (
+            args.draws == 0 or (args.output / "results.json").exists()
+        ):
+            raise SystemExit(f"{args.output} is finished: it is neither continued nor overwritten. {afresh}")
+    elif args.output.exists() and any(args.output.iterdir()):
+        raise SystemExit(f"{args.output} has files, but no config.json: it is no run of this script. {afresh}")
 
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
-    data = load(args.data, args.image_size)
-    if args.data == "digits" and args.image_size != data.image_size:
-        raise SystemExit(
-            f"the digits are {data.image_size} pixels a side; --image-size {args.image_size} is for folders"
-        )
-    pick_labelled(data.train_labels, args.labels_per_class, 0)  # says now if a class has too few images
-    accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
-    metrics: list[dict[str, Any]] = []
-    model = pretrain(args, data, accelerator, metrics).cpu()
-    if not accelerator.is_main_process:
-        return
-
-    args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / "config.json").write_text(json.dumps(vars(args), indent=2, default=str) + "\n")
-    save_model(model, str(args.output / "autoencoder.safetensors"))
-    save_model(model.encoder, str(args.output / "encoder.safetensors"))
-    write_metrics(args, metrics)
-    draw_reconstructions(args, data, model, args.output / "reconstructions.png")
-
-    test = DataLoader(data.test, 256)
-    sides = {"from scratch": (None, args.lr_scratch), "pretrained": (model, args.lr_pretrained)}
-    results: dict[str, list[float]] = {side: [] for side in [*sides, "nearest pixels"]}
-    for draw in range(args.draws):
-        labelled = pick_labelled(data.train_labels, args.labels_per_class, draw)
-        for side, (encoder, lr) in sides.items():
-            label = f"fine-tuning {side}, {draw + 1} of {args.draws}"
-            results[side].append(accuracy(finetune(args, data, encoder, labelled, lr, draw, label), test))
-            metrics.append({"finetune": side, "draw": draw, "lr": lr, "accuracy": results[side][-1]})
-        results["nearest pixels"].append(nearest_pixels(data, labelled))
-    write_metrics(args, metrics)
-
-    images, classes = len(data.test), len(data.classes)  # type: ignore[arg-type]
-    rates = "as searched beforehand for each side by tune.py" if tuned(args) else "not tuned for this; see tune.py"
-    print(
-        f"\nAccuracy on {images} held-out images of {classes} classes after fine-tuning for {args.finetune_steps} "
-        f"steps on\n{args.labels_per_class} labelled images a class; mean and standard deviation over {args.draws} "
-        f"draws of the labelled images;\nlearning rates {rates}.\n"
+    settings = json.loads(
+        json.dumps({name: value for name, value in vars(args).items() if name != "output"}, default=str)
     )
-    print(f"{'':14}{'accuracy':>18}{'learning rate':>16}   each draw")
-    for side, values in results.items():
-        rate = f"{sides[side][1]:g}" if side in sides else "no network"
-        spread = f"± {statistics.stdev(values):>4.1f}" if len(values) > 1 else ""
-        each = "  ".join(f"{value:.1f}" for value in values)
-        print(f"{side:14}{statistics.mean(values):>9.1f} % {spread:6}{rate:>16}   {each}")
-    gain = statistics.mean(results["pretrained"]) - statistics.mean(results["from scratch"])
-    print(f"\nPretraining changed the accuracy by {gain:+.1f} points. Pictures, weights and metrics: {args.output}/")
+    check_run(args, settings)
+    accelerator = Accelerator(
+        mixed_precision=args.precision,
+        gradient_accumulation_steps=args.accumulation,
+        log_with=list(args.log_with),
+        project_dir=args.output,
+    )
+    if args.batch_size % (args.accumulation * accelerator.num_processes):
+        raise SystemExit(
+            f"--batch-size {args.batch_size} is over all processes and does not divide by {accelerator.num_processes} "
+            f"processes times --accumulation {args.accumulation}"
+        )
+    data = load(args.data, args.image_size, accelerator.device)
+    if len(data.train) < args.batch_size:
+        raise SystemExit(f"--batch-size {args.batch_size} is more than the {len(data.train)} images there are")
+    masks(settings)  # says now what it cannot do
+    encoder_options = build(settings, data.channels)[1]
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        (args.output / "reconstructions").mkdir(parents=True, exist_ok=True)
+        save_text(args.output / "config.json", json.dumps(settings, indent=2) + "\n")
+    accelerator.wait_for_everyone()
+    accelerator.init_trackers("pretraining", settings)
+
+    if not (args.output / "encoder.safetensors").exists():
+        pretrain(args, settings, data, accelerator)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            weights = tensors(args.output / "checkpoint.safetensors", "model.")
+            save_tensors(args.output / "autoencoder.safetensors", weights)
+            save_text(args.output / "encoder.json", json.dumps(encoder_options, indent=2) + "\n")
+            of_encoder = {k.removeprefix("encoder."): v for k, v in weights.items() if k.startswith("encoder.")}
+            save_tensors(args.output / "encoder.safetensors", of_encoder)
+    accelerator.end_training()
+    if accelerator.is_main_process and args.draws and data.test is not None:
+        compare_on_few_labels(args.output, settings, data, accelerator.device)
 
 
 if __name__ == "__main__":
