@@ -17,22 +17,28 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.tracking import get_available_trackers
+from accelerate.utils import broadcast_object_list
 from checkpoint import about, restore, save_tensors, save_text, state, tensors
-from data import Data, Views, load, order, seed_of
+from data import Data, Raw, Views, load, order, pick_labelled, seed_of
 from evaluate import compare_on_few_labels
 from model import build, masks
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 from visualise import draw_reconstructions
 
-from gmml_aug import patch_to_pixel
+from gmml_aug import GroupMask, patch_to_pixel
+
+T = TypeVar("T")
 
 # What suits 8x8 digits and small photographs; every one of them is also an option.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -109,9 +115,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     option("lr-pretrained", "learning rate of fine-tuning what was pretrained", type=float)
     args = parser.parse_args(arguments)
 
-    for name in ("epochs", "batch_size", "accumulation", "checkpoint_steps", "picture_epochs"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} is at least 1; got {getattr(args, name)}")
+    for name, value in vars(args).items():
+        least = 0 if name in ("seed", "draws", "decoder_depth") else 1
+        if isinstance(value, int) and value < least and not isinstance(value, bool):
+            parser.error(f"--{name.replace('_', '-')} is at least {least}; got {value}")
+        if isinstance(value, float) and not 0 < value < math.inf:
+            parser.error(f"--{name.replace('_', '-')} is more than 0 and finite; got {value}")
     missing = set(args.log_with) - {str(tracker.value) for tracker in get_available_trackers()}
     if missing:
         parser.error(
@@ -138,103 +147,140 @@ def pretrain(args: argparse.Namespace, settings: dict[str, Any], data: Data, acc
     """Train, and leave checkpoint.safetensors at its last step."""
     torch.manual_seed(args.seed)
     model = build(settings, data.channels)[0]
+    for block in model.encoder.blocks[model.blocks[-1] :]:
+        block.requires_grad_(False)  # no gradient comes back to them: DDP would wait for one
     if args.compile:
         model.compile()
-    optimizer = torch.optim.AdamW(model.parameters())
-    model, optimizer = accelerator.prepare(model, optimizer)
-    corrupt, views, checkpoint = masks(settings), Views(data), args.output / "checkpoint.safetensors"
+    model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
+    corrupt, views = masks(settings), Views(data)
+    checkpoint, metrics = args.output / "checkpoint.safetensors", args.output / "metrics.jsonl"
 
-    parts, rank, processes = args.accumulation, accelerator.process_index, accelerator.num_processes
-    part = args.batch_size // parts  # images of one forward pass, over all processes
-    mine = slice(rank * part // processes, (rank + 1) * part // processes)
     per_epoch = len(data.train) // args.batch_size
     steps, first = args.epochs * per_epoch, 0
-    metrics = args.output / "metrics.jsonl"
-    if checkpoint.exists():
-        restore(checkpoint, model, optimizer.optimizer)
-        note = about(checkpoint)
-        first = note["step"]
+    unsaid: list[float] = []  # losses that are in no line of metrics.jsonl yet
+    note = of_first(about(checkpoint) if checkpoint.exists() else None)
+    if note is not None:
+        restore(checkpoint, model, optimizer.optimizer, accelerator)
+        first, unsaid = note["step"], note["unsaid"]
         if accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(note["scaler"])
-        accelerator.print(f"resumes {args.output} from step {first} of {steps}")
+        accelerator.print(f"resumes {args.output} from step {first} of {steps}", flush=True)
     if accelerator.is_main_process:  # lines of steps after the checkpoint come again
         save_text(metrics, "".join(line for line in whole_lines(metrics) if json.loads(line)["step"] <= first))
 
-    numbers = (
-        piece[mine]
-        for number in order(len(data.train), args.batch_size, args.seed, first, steps)
-        for piece in number.split(part)
+    batches = data.train.batches(
+        mine(args, accelerator, order(len(data.train), args.batch_size, args.seed, first, steps))
     )
-    batches = data.train.batches(numbers)
-    recent: list[tuple[int, Tensor, Tensor]] = []  # step, loss, sample numbers: since they were last looked at
-    since = time.perf_counter()
+    recent: list[Looked] = []  # since they were last looked at
+    saved, timed, since = first, first, time.perf_counter()
     progress = tqdm(range(first, steps), "pretraining", steps, initial=first, disable=not accelerator.is_main_process)
     for step in progress:
         rate, decay = schedule(args, step, steps, per_epoch)
         for group in optimizer.param_groups:
             group["lr"], group["weight_decay"] = rate, decay
-        # Whatever is drawn in a step hangs on the seed and the step alone, so that a resumed run draws it again.
-        torch.manual_seed(seed_of(args.seed, step))
-        for raw, number in islice(batches, parts):
-            images = views.augmented(raw, mine, part)
-            # Donors come from all processes' images, as they would on one; masks follow the numbers.
-            everyone, numbers_of_all = accelerator.gather((images, number))
-            corrupted, mask = corrupt(everyone, index=numbers_of_all)
-            counted = (
-                patch_to_pixel(mask, args.patch_size) if args.loss == "hidden" else torch.ones_like(images[:1, :1])
-            )
-            counted = counted.expand(part, -1, -1, -1)
-            with accelerator.accumulate(model):
-                wrong = (model(corrupted[mine]) - images).abs() * counted[mine]
-                # The mean over all processes' pixels: each has its share of the sum, and DDP averages over processes.
-                loss = wrong.sum() * processes / (counted.sum() * data.channels)
-                accelerator.backward(loss)
-                if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(model.parameters(), args.clip)
-                optimizer.step()
-                optimizer.zero_grad()
-            recent.append((step, loss.detach(), numbers_of_all))
+        recent.append(update(args, step, batches, views, corrupt, model, optimizer, accelerator))
 
         done = step + 1
-        if done % 10 == 0 or done % args.checkpoint_steps == 0 or done == steps:
-            value = look_at(recent, accelerator, args, len(data.train), checkpoint)
-            speed = args.batch_size * len(recent) / parts / (time.perf_counter() - since)
-            record = {"step": done, "epoch": done / per_epoch, "loss": value, "lr": rate, "images_per_second": speed}
-            accelerator.log({name: record[name] for name in record if name != "step"}, step=done)
-            progress.set_postfix(loss=f"{value:.3f}", images=f"{speed:.0f}/s")
+        says, saves = done % 10 == 0 or done == steps, done % args.checkpoint_steps == 0 or done == steps
+        if says or saves:
+            unsaid += look_at(recent, args, accelerator, len(data.train), saved)
+            recent.clear()
+        if says:
+            loss = float(torch.tensor(unsaid).mean())
+            speed = args.batch_size * (done - timed) / (time.perf_counter() - since)
+            record = {"epoch": done / per_epoch, "loss": loss, "lr": rate, "images_per_second": speed}
+            accelerator.log(record, step=done)
+            progress.set_postfix(loss=f"{loss:.3f}", images=f"{speed:.0f}/s")
             if accelerator.is_main_process:
                 with open(metrics, "a") as file:
-                    file.write(json.dumps(record) + "\n")
-            recent.clear()
-            since = time.perf_counter()
+                    file.write(json.dumps({"step": done, **record}) + "\n")
+            unsaid.clear()
+            timed, since = done, time.perf_counter()
         if done % (per_epoch * args.picture_epochs) == 0 or done == steps:
             path = args.output / f"reconstructions/epoch-{done // per_epoch:04}.png"
             draw_reconstructions(model, data, masks({**settings, "ratio": (0.5, 0.5)}), path, accelerator)
-        if done % args.checkpoint_steps == 0 or done == steps:
+        if saves:
             whole = state(model, optimizer.optimizer)
-            note = {"step": done, "scaler": accelerator.scaler and accelerator.scaler.state_dict()}
+            scaler = accelerator.scaler and accelerator.scaler.state_dict()
             if accelerator.is_main_process:
-                save_tensors(checkpoint, whole, note)
+                save_tensors(checkpoint, whole, {"step": done, "unsaid": unsaid, "scaler": scaler})
+            saved = done
+
+
+def mine(args: argparse.Namespace, accelerator: Accelerator, numbers: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Cut each step's sample numbers into the parts of --accumulation, and yield this process's share of each."""
+    for number in numbers:
+        for part in number.split(args.batch_size // args.accumulation):
+            yield part.chunk(accelerator.num_processes)[accelerator.process_index]
+
+
+class Looked(NamedTuple):
+    """What is looked at, some steps later: until then the device need not wait."""
+
+    step: int
+    losses: Tensor  # (accumulation,), this process's
+    norm: Tensor  # of the gradient
+    numbers: Tensor  # (batch_size,), of all processes
+
+
+def update(
+    args: argparse.Namespace,
+    step: int,
+    batches: Iterator[Raw],
+    views: Views,
+    corrupt: GroupMask,
+    model: nn.Module,
+    optimizer: AcceleratedOptimizer,
+    accelerator: Accelerator,
+) -> Looked:
+    """Take a step's images from ``batches``, and one step of the optimiser."""
+    part = args.batch_size // args.accumulation  # images of one forward pass, over all processes
+    share = part // accelerator.num_processes
+    rows = slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
+    losses, numbers = [], []
+    # Whatever is drawn in a step hangs on the seed and the step alone, so that a resumed run draws it again.
+    torch.manual_seed(seed_of(args.seed, step))
+    for raw, number in islice(batches, args.accumulation):
+        images = views.augmented(raw, rows, part)
+        # Donors come from all processes' images, as they would on one; masks follow the numbers.
+        everyone, numbers_of_all = accelerator.gather((images, number))
+        corrupted, mask = corrupt(everyone, index=numbers_of_all)
+        counted = patch_to_pixel(mask if args.loss == "hidden" else torch.ones_like(mask), args.patch_size)
+        with accelerator.accumulate(model):
+            wrong = (model(corrupted[rows]) - images).abs() * counted[rows]
+            # The mean over all processes' pixels: each has its share of the sum, and DDP averages over processes.
+            loss = wrong.sum() * accelerator.num_processes / (counted.sum() * images.shape[1])
+            accelerator.backward(loss)
+            if accelerator.sync_gradients:
+                norm = accelerator.clip_grad_norm_(model.parameters(), args.clip)
+            optimizer.step()
+            optimizer.zero_grad()
+        losses.append(loss.detach())
+        numbers.append(numbers_of_all)
+    if isinstance(norm, DTensor):  # FSDP2's
+        norm = norm.full_tensor()
+    return Looked(step, torch.stack(losses), norm, torch.cat(numbers))
 
 
 def look_at(
-    recent: list[tuple[int, Tensor, Tensor]], accelerator: Accelerator, args: argparse.Namespace, count: int, last: Path
-) -> float:
-    """Return the mean of the recent losses; end here if one is not finite, with all that is needed to look into it."""
-    losses = accelerator.reduce(torch.stack([loss for _, loss, _ in recent]), "mean")
-    broken = (~losses.isfinite()).nonzero().flatten().tolist()
-    if broken:
-        step, _, numbers = recent[broken[0]]
-        good = (
-            f"the last good checkpoint is {last} (step {about(last)['step']})"
-            if last.exists()
-            else "there is no checkpoint yet"
-        )
+    recent: list[Looked], args: argparse.Namespace, accelerator: Accelerator, count: int, saved: int
+) -> list[float]:
+    """Return the recent losses; end here if one is not finite, with all that is needed to look into it."""
+    losses = accelerator.reduce(torch.stack([looked.losses for looked in recent]), "mean")
+    norms = torch.stack([looked.norm for looked in recent])
+    finite = losses.isfinite().all(1)
+    if accelerator.scaler is None:  # which leaves out steps whose gradient is not finite
+        finite &= norms.isfinite()
+    if not finite.all():
+        broken = finite.tolist().index(False)
+        good = f"the last good checkpoint is {args.output / 'checkpoint.safetensors'} (step {saved})"
         raise SystemExit(
-            f"the loss is {losses[broken[0]].item()} at step {step + 1}, on the images {(numbers % count).tolist()}; "
-            f"{good}; try a smaller --base-lr than {args.base_lr} or another --precision than {args.precision}"
+            f"the loss is {losses[broken].mean().item()} and the norm of its gradient {norms[broken].item()} at step "
+            f"{recent[broken].step + 1}, on the images {(recent[broken].numbers % count).tolist()}; "
+            f"{good if saved else 'there is no checkpoint yet'}; try a smaller --base-lr than {args.base_lr} or "
+            f"another --precision than {args.precision}, with another --output"
         )
-    return float(losses.mean())
+    return [float(loss) for loss in losses.flatten().tolist()]
 
 
 def whole_lines(path: Path) -> list[str]:
@@ -242,22 +288,27 @@ def whole_lines(path: Path) -> list[str]:
     return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")] if path.exists() else []
 
 
-def check_run(args: argparse.Namespace, settings: dict[str, Any]) -> None:
-    """End here if the run folder is finished, or was made with other settings."""
+def check_run(args: argparse.Namespace, settings: dict[str, Any], compares: bool) -> str:
+    """Say why the run folder is not to be touched, where it is finished or was made with other settings."""
     afresh = f"To start afresh, delete the folder or give another --output than {args.output}."
     if (args.output / "config.json").exists():
         before = json.loads((args.output / "config.json").read_text())
         for name in sorted(before.keys() | settings.keys()):
             old, new = before.get(name), settings.get(name)
             if old != new:
-                option = f"--{name.replace('_', '-')}"
-                raise SystemExit(f"{args.output} was made with {option} {old}, not {new}: give that again. {afresh}")
-        if (args.output / "encoder.safetensors").exists() and (
-            args.draws == 0 or (args.output / "results.json").exists()
-        ):
-            raise SystemExit(f"{args.output} is finished: it is neither continued nor overwritten. {afresh}")
-    elif args.output.exists() and any(args.output.iterdir()):
-        raise SystemExit(f"{args.output} has files, but no config.json: it is no run of this script. {afresh}")
+                option = f"--{name.replace('_', '-')}" if name in vars(args) else name.replace("_", " ")
+                return f"{args.output} was made with {option} {old}, not {new}: give that again. {afresh}"
+        if (args.output / "encoder.safetensors").exists() and (not compares or (args.output / "results.json").exists()):
+            return f"{args.output} is finished: it is neither continued nor overwritten. {afresh}"
+    elif args.output.exists() and {path.name for path in args.output.iterdir()} - {"config.json.unfinished"}:
+        return f"{args.output} has files, but no config.json: it is no run of this script. {afresh}"
+    return ""
+
+
+def of_first(value: T) -> T:
+    """Return the first process's value: it alone has the run folder, which need not be on a disk that all share."""
+    shared: T = broadcast_object_list([value])[0]
+    return shared
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -265,13 +316,15 @@ def main(arguments: list[str] | None = None) -> None:
     settings = json.loads(
         json.dumps({name: value for name, value in vars(args).items() if name != "output"}, default=str)
     )
-    check_run(args, settings)
-    accelerator = Accelerator(
-        mixed_precision=args.precision,
-        gradient_accumulation_steps=args.accumulation,
-        log_with=list(args.log_with),
-        project_dir=args.output,
-    )
+    try:
+        accelerator = Accelerator(
+            mixed_precision=args.precision,
+            gradient_accumulation_steps=args.accumulation,
+            log_with=list(args.log_with),
+            project_dir=args.output,
+        )
+    except ValueError as error:  # fp16 on a CPU, say
+        raise SystemExit(f"--precision {args.precision}: {error}") from None
     if args.batch_size % (args.accumulation * accelerator.num_processes):
         raise SystemExit(
             f"--batch-size {args.batch_size} is over all processes and does not divide by {accelerator.num_processes} "
@@ -280,18 +333,24 @@ def main(arguments: list[str] | None = None) -> None:
     data = load(args.data, args.image_size, accelerator.device)
     if len(data.train) < args.batch_size:
         raise SystemExit(f"--batch-size {args.batch_size} is more than the {len(data.train)} images there are")
-    masks(settings)  # says now what it cannot do
+    settings["training_images"] = len(data.train)
+    compares = args.draws > 0 and data.test is not None
+    if compares and data.train.labels is not None:
+        pick_labelled(data.train.labels, args.labels_per_class, 0)  # says now what it cannot do, as do these:
+    masks(settings)
     encoder_options = build(settings, data.channels)[1]
-    accelerator.wait_for_everyone()
+    refusal = of_first(check_run(args, settings, compares))
+    if refusal:
+        raise SystemExit(refusal)
     if accelerator.is_main_process:
-        (args.output / "reconstructions").mkdir(parents=True, exist_ok=True)
+        args.output.mkdir(parents=True, exist_ok=True)
         save_text(args.output / "config.json", json.dumps(settings, indent=2) + "\n")
-    accelerator.wait_for_everyone()
-    accelerator.init_trackers("pretraining", settings)
+        (args.output / "reconstructions").mkdir(exist_ok=True)
+    # TensorBoard takes no lists.
+    accelerator.init_trackers("pretraining", {name: str(value) for name, value in settings.items()})
 
-    if not (args.output / "encoder.safetensors").exists():
+    if not of_first((args.output / "encoder.safetensors").exists()):
         pretrain(args, settings, data, accelerator)
-        accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             weights = tensors(args.output / "checkpoint.safetensors", "model.")
             save_tensors(args.output / "autoencoder.safetensors", weights)
@@ -299,7 +358,7 @@ def main(arguments: list[str] | None = None) -> None:
             of_encoder = {k.removeprefix("encoder."): v for k, v in weights.items() if k.startswith("encoder.")}
             save_tensors(args.output / "encoder.safetensors", of_encoder)
     accelerator.end_training()
-    if accelerator.is_main_process and args.draws and data.test is not None:
+    if accelerator.is_main_process and compares:
         compare_on_few_labels(args.output, settings, data, accelerator.device)
 
 
