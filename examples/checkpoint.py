@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -63,16 +62,17 @@ def tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
         return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
 
 
-def restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> None:
-    """Load what ``state`` gave; the first process alone reads the file, and the others have it from that one."""
+def restore(saved: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Load what ``state`` gave, on every process the whole of it."""
     _, of_optimizer = get_state_dict(model, optimizer, options=StateDictOptions(full_state_dict=True))
     of_model: dict[str, Any] = {}
-    if accelerator.is_main_process:
-        of_model |= tensors(path, "model.")
-        states: dict[str, Any] = {}
-        for name, value in tensors(path, "optimizer.").items():
+    states: dict[str, Any] = {}
+    for key, value in saved.items():
+        kind, _, name = key.partition(".")
+        if kind == "model":
+            of_model[name] = value
+        else:
             parameter, _, what = name.rpartition(":")
             states.setdefault(parameter, {})[what] = value
-        of_optimizer["state"] = states
-    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=accelerator.num_processes > 1)
-    set_state_dict(model, optimizer, model_state_dict=of_model, optim_state_dict=of_optimizer, options=options)
+    of_optimizer["state"] = states
+    set_state_dict(model, optimizer, model_state_dict=of_model, optim_state_dict=of_optimizer, options=WHOLE)

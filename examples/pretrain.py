@@ -160,7 +160,7 @@ def pretrain(args: argparse.Namespace, settings: dict[str, Any], data: Data, acc
     unsaid: list[float] = []  # losses that are in no line of metrics.jsonl yet
     note = of_first(about(checkpoint) if checkpoint.exists() else None)
     if note is not None:
-        restore(checkpoint, model, optimizer.optimizer, accelerator)
+        restore(of_first(tensors(checkpoint) if accelerator.is_main_process else {}), model, optimizer.optimizer)
         first, unsaid = note["step"], note["unsaid"]
         if accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(note["scaler"])
