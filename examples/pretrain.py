@@ -26,7 +26,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list
 from checkpoint import about, restore, save_tensors, save_text, state, tensors
 from data import Data, Raw, Views, load, order, pick_labelled, seed_of
 from evaluate import compare_on_few_labels
@@ -316,15 +316,15 @@ def main(arguments: list[str] | None = None) -> None:
     settings = json.loads(
         json.dumps({name: value for name, value in vars(args).items() if name != "output"}, default=str)
     )
-    try:
-        accelerator = Accelerator(
-            mixed_precision=args.precision,
-            gradient_accumulation_steps=args.accumulation,
-            log_with=list(args.log_with),
-            project_dir=args.output,
-        )
-    except ValueError as error:  # fp16 on a CPU, say
-        raise SystemExit(f"--precision {args.precision}: {error}") from None
+    accelerator = Accelerator(
+        mixed_precision=args.precision,
+        # As a plugin: the bare number gives way to one in the environment.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=args.accumulation),
+        log_with=list(args.log_with),
+        project_dir=args.output,
+    )
+    if args.precision == "fp16" and accelerator.device.type == "cpu":  # where Accelerate would take fp32
+        raise SystemExit("--precision fp16 needs a GPU; on a CPU take bf16 or no")
     if args.batch_size % (args.accumulation * accelerator.num_processes):
         raise SystemExit(
             f"--batch-size {args.batch_size} is over all processes and does not divide by {accelerator.num_processes} "

@@ -1,0 +1,349 @@
+"""The trainer of the examples as its users meet it: in processes of its own, some of them killed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import multiprocessing
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+for library in ("accelerate", "kornia", "matplotlib", "safetensors", "sklearn", "timm", "torchvision", "tqdm"):
+    pytest.importorskip(library)
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+TINY = ("--epochs", "2", "--draws", "0", "--dim", "32", "--depth", "2", "--heads", "2")  # 44 steps
+LINES = [10, 20, 30, 40, 44]
+FEW = (
+    "--patch-size",
+    "8",
+    "--group-size",
+    "1",
+    "1",
+    "--fill",
+    "noise",
+    "--batch-size",
+    "4",
+    "--epochs",
+    "1",
+    *TINY[2:],
+)
+# The last is what a launcher may leave there; the option counts.
+ALONE = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1"}
+
+
+def train(arguments: list[str], said: Path, environment: dict[str, str], masks: Path) -> None:
+    """Run the trainer as this process; note the masks it draws. What it says goes to a file."""
+    with open(said, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ.update(environment)
+    import pretrain
+
+    from gmml_aug import GroupMask
+
+    drawn: list[Tensor] = []
+
+    def note(module: torch.nn.Module, _: Any, masked: Any) -> None:
+        if isinstance(module, GroupMask):
+            drawn.append(masked.mask)
+
+    torch.nn.modules.module.register_module_forward_hook(note)
+    pretrain.main(arguments)
+    torch.save(drawn, masks)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def path() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(EXAMPLES))
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(EXAMPLES), str(EXAMPLES.parent)]))
+        yield
+
+
+class Run:
+    """Runs of one folder, by one process or by several that work together."""
+
+    def __init__(self, folder: Path, *options: object, processes: int = 1) -> None:
+        self.folder, self.processes = folder, processes
+        self.arguments = ["--output", str(folder), *map(str, options)]
+        self.checkpoint = folder / "checkpoint.safetensors"
+        self.running: list[ForkServerProcess] = []
+
+    def start(self) -> None:
+        # Processes of their own, which can be killed; but forked where torch is imported already, to save the seconds.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["pretrain"])
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        self.running = []
+        for rank in range(self.processes):
+            environment = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(self.processes), **meeting}
+            environment = {**ALONE, **(environment if self.processes > 1 else {})}
+            places = (self.beside(f"{rank}.txt"), environment, self.beside(f"{rank}.pt"))
+            self.running.append(context.Process(target=train, args=(self.arguments, *places)))
+            self.running[-1].start()
+
+    def beside(self, name: str) -> Path:
+        return self.folder.with_name(f"{self.folder.name}.{name}")
+
+    def finish(self) -> list[int | None]:
+        """Wait, and return the exit codes; a process that hangs is ended and has none of its own."""
+        end = time.monotonic() + 60
+        for process in self.running:
+            process.join(max(0.0, end - time.monotonic()))
+        codes = [process.exitcode for process in self.running]
+        self.signal(signal.SIGKILL)
+        return codes
+
+    def signal(self, number: int) -> None:
+        for process in self.running:
+            if process.is_alive() and process.pid:
+                os.kill(process.pid, number)
+                if number == signal.SIGKILL:
+                    process.join()
+
+    def all(self) -> list[int | None]:
+        self.start()
+        return self.finish()
+
+    def kill_once(self, when: Callable[[], bool]) -> None:
+        """Kill all processes at once, at a moment when this holds."""
+        self.start()
+        while True:
+            assert all(process.is_alive() for process in self.running), self.said
+            if when():
+                self.signal(signal.SIGSTOP)
+                if when():
+                    break
+                self.signal(signal.SIGCONT)
+        self.signal(signal.SIGKILL)
+
+    @property
+    def said(self) -> str:
+        return "\n".join(self.beside(f"{rank}.txt").read_text() for rank in range(self.processes))
+
+    @property
+    def step(self) -> int:
+        from checkpoint import about
+
+        return int(about(self.checkpoint)["step"]) if self.checkpoint.exists() else 0
+
+    @property
+    def lines(self) -> list[dict[str, float]]:
+        """The lines of metrics.jsonl, without what the clock says."""
+        lines = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+        return [{key: value for key, value in line.items() if key != "images_per_second"} for line in lines]
+
+    @property
+    def losses(self) -> list[float]:
+        return [line["loss"] for line in self.lines]
+
+    def masks(self, rank: int = 0) -> list[Tensor]:
+        drawn: list[Tensor] = torch.load(self.beside(f"{rank}.pt"))
+        return drawn
+
+    def tensors(self) -> dict[str, Tensor]:
+        from safetensors.torch import load_file
+
+        return load_file(self.checkpoint)
+
+    def files(self) -> dict[str, tuple[int, bytes]]:
+        paths = [path for path in sorted(self.folder.rglob("*")) if path.is_file()]
+        return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that nothing disturbed."""
+    run = Run(tmp_path_factory.mktemp("whole") / "run", *TINY, "--checkpoint-steps", 1)
+    assert run.all() == [0], run.said
+    return run
+
+
+def test_a_run_that_was_killed_ends_as_one_that_was_not(whole: Run, tmp_path: Path) -> None:
+    run, moments = Run(tmp_path / "run", *whole.arguments[2:]), random.Random(0)
+    for kill in range(3):
+        before, after = run.step, run.step + moments.randint(1, 12)
+        run.kill_once(lambda after=after: run.step >= after)  # type: ignore[misc]
+        assert (f"resumes {run.folder} from step {before} of 44" in run.said) == (kill > 0)
+    unfinished = run.folder / "checkpoint.safetensors.unfinished"
+    run.kill_once(unfinished.exists)  # while it is written
+    assert unfinished.exists()
+    before = run.step
+    assert 3 < before < 44
+    assert run.all() == [0], run.said
+    assert f"resumes {run.folder} from step {before} of 44" in run.said
+    assert run.lines == whole.lines
+    assert [line["step"] for line in run.lines] == LINES
+    for name, tensor in whole.tensors().items():
+        assert torch.equal(run.tensors()[name], tensor), name
+    for name in ("autoencoder", "encoder"):
+        file = f"{name}.safetensors"
+        assert (run.folder / file).read_bytes() == (whole.folder / file).read_bytes()
+    assert not unfinished.exists()
+
+
+def test_killed_before_its_settings_were_written(whole: Run, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", *TINY[2:], "--epochs", 1)
+    run.folder.mkdir()
+    (run.folder / "config.json.unfinished").write_text('{"data": "dig')
+    assert run.all() == [0], run.said
+
+
+def test_a_finished_run_is_neither_continued_nor_overwritten(whole: Run) -> None:
+    before = whole.files()
+    again = Run(whole.folder, *whole.arguments[2:])
+    assert again.all() == [1]
+    assert "is finished" in again.said
+    assert "To start afresh, delete the folder or give another --output" in again.said
+    assert whole.files() == before
+
+
+def test_other_settings_are_refused_by_name(whole: Run, tmp_path: Path) -> None:
+    import pretrain
+
+    before = whole.files()
+    other = Run(whole.folder, *whole.arguments[2:], "--base-lr", 1)
+    assert other.all() == [1]
+    assert "was made with --base-lr 0.012, not 1.0" in other.said
+    args = pretrain.parse(whole.arguments)
+    settings = json.loads((whole.folder / "config.json").read_text())
+    assert settings.keys() - {"training_images"} == vars(args).keys() - {"output"}
+    for name in vars(args).keys() - {"output"}:
+        refusal = pretrain.check_run(args, {**settings, name: "another"}, True)
+        assert f"--{name.replace('_', '-')} " in refusal
+    assert whole.files() == before
+
+
+def test_images_that_came_or_went_are_refused(tmp_path: Path) -> None:
+    from PIL import Image
+
+    (tmp_path / "images").mkdir()
+    for number in range(9):
+        Image.new("RGB", (32, 32), (number, 0, 0)).save(tmp_path / f"images/{number}.png")
+    run = Run(tmp_path / "run", "--data", tmp_path / "images", *FEW)
+    assert run.all() == [0], run.said
+    again = Run(run.folder, *run.arguments[2:])  # its images have no labels, so that --draws would have nothing to do
+    assert again.all() == [1]
+    assert "is finished" in again.said
+    (tmp_path / "images/8.png").unlink()
+    assert again.all() == [1]
+    assert "was made with training images 9, not 8" in again.said
+
+
+def test_a_folder_of_other_things_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("mine")
+    run = Run(tmp_path / "run", *TINY)
+    assert run.all() == [1]
+    assert "it is no run of this script" in run.said
+    assert [path.name for path in run.folder.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (("--batch-size", 2000), "--batch-size 2000 is more than the 1437 images"),
+        (("--accumulation", 3), "does not divide by 1 processes times --accumulation 3"),
+        (("--precision", "fp16"), "--precision fp16 needs a GPU"),
+        (("--labels-per-class", 1000, "--draws", 1), "1000 labelled images a class were asked for"),
+        (("--epochs", 0), "--epochs is at least 1; got 0"),
+        (("--seed", -1), "--seed is at least 0; got -1"),
+        (("--base-lr", "nan"), "--base-lr is more than 0 and finite; got nan"),
+        (("--patch-size", 3), "is no multiple of the patch"),
+        (("--log-with", "a-drum"), "--log-with a-drum: Accelerate knows no such tracker"),
+        (("--ratio", 0.9, 0.1), "ratio"),
+        (("--blocks", 3), "--blocks takes different numbers from 1 to 2"),
+    ],
+)
+def test_what_will_not_work_is_refused_before_anything_is_written(
+    tmp_path: Path, options: tuple[object, ...], error: str
+) -> None:
+    run = Run(tmp_path / "run", *TINY, *options)
+    assert run.all() in ([1], [2])
+    assert error in run.said
+    assert not run.folder.exists()
+
+
+def test_accelerate_launch_gives_what_one_process_gives(whole: Run, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", *TINY)  # with checkpoints at other steps, which change no line
+    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2"]
+    command = [*launch, "--num_machines", "1", "--mixed_precision", "no", "--main_process_port", "0"]
+    done = subprocess.run(
+        [*command, str(EXAMPLES / "pretrain.py"), *run.arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert [line["step"] for line in run.lines] == LINES
+    assert run.losses == pytest.approx(whole.losses, abs=1e-4)
+
+
+def test_two_processes_that_were_killed_give_the_masks_and_losses_of_one(tmp_path: Path) -> None:
+    # Of the second block nothing is used, so that it gets no gradient on any process.
+    options = (*TINY, "--checkpoint-steps", 10, "--accumulation", 2, "--blocks", 1)
+    one, two = Run(tmp_path / "one", *options), Run(tmp_path / "two", *options, processes=2)
+    assert one.all() == [0], one.said
+    two.kill_once(lambda: two.step >= 20)
+    killed_at = two.step
+    assert two.all() == [0, 0], two.said
+    assert f"resumes {two.folder} from step {killed_at} of 44" in two.said
+    assert [line["step"] for line in two.lines] == LINES
+    assert two.losses == pytest.approx(one.losses, abs=1e-4)
+    expected = one.masks()[2 * killed_at :]
+    assert len(expected) == 2 * (44 - killed_at)
+    for rank in range(2):
+        assert all(torch.equal(a, b) for a, b in zip(two.masks(rank), expected, strict=True))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path, processes: int) -> None:
+    run = Run(tmp_path / "run", *TINY, "--checkpoint-steps", 1, "--base-lr", 1e10, processes=processes)
+    assert run.all() == [1] * processes
+    found = re.search(
+        r"the loss is (\S+) and the norm of its gradient (\S+) at step (\d+), on the images (\[.*\]);", run.said
+    )
+    assert found, run.said
+    assert not all(torch.tensor([float(found[1]), float(found[2])]).isfinite())
+    step, images = int(found[3]), json.loads(found[4])
+    assert 1 < step < 44
+    assert len(set(images)) == 64
+    assert 0 <= min(images) <= max(images) < 1437
+    assert f"the last good checkpoint is {run.checkpoint} (step {step - 1})" in run.said
+    assert run.step == step - 1
+    assert all(tensor.isfinite().all() for tensor in run.tensors().values())
+
+
+def test_bf16_learns_as_fp32_does(whole: Run, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", *TINY, "--precision", "bf16")
+    assert run.all() == [0], run.said
+    assert run.losses == pytest.approx(whole.losses, abs=0.02)
+    assert run.losses != whole.losses
+    assert all(tensor.dtype == torch.float32 for tensor in run.tensors().values())
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("tensorboard"), reason="tensorboard is not installed")
+def test_tensorboard_gets_the_lines(whole: Run, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = Run(tmp_path / "run", *TINY, "--log-with", "tensorboard")
+    assert run.all() == [0], run.said
+    events = EventAccumulator(str(run.folder / "pretraining"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == LINES
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx(whole.losses)
