@@ -71,7 +71,7 @@ def train(arguments: list[str], said: Path, environment: dict[str, str], masks: 
 def path() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(EXAMPLES))
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(EXAMPLES), str(EXAMPLES.parent)]))
+        patch.setenv("PYTHONPATH", str(EXAMPLES), prepend=os.pathsep)
         yield
 
 
