@@ -42,8 +42,8 @@ FEW = (
     "1",
     *TINY[2:],
 )
-# The last is what a launcher may leave there; the option counts.
-ALONE = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1"}
+ALONE = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+LAUNCHED = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1"}  # as accelerate launch leaves it there; the option counts
 
 
 def train(arguments: list[str], said: Path, environment: dict[str, str], masks: Path) -> None:
@@ -93,7 +93,13 @@ class Run:
             meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
         self.running = []
         for rank in range(self.processes):
-            environment = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(self.processes), **meeting}
+            environment = {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(self.processes),
+                **meeting,
+                **LAUNCHED,
+            }
             environment = {**ALONE, **(environment if self.processes > 1 else {})}
             places = (self.beside(f"{rank}.txt"), environment, self.beside(f"{rank}.pt"))
             self.running.append(context.Process(target=train, args=(self.arguments, *places)))
@@ -339,7 +345,9 @@ def test_bf16_learns_as_fp32_does(whole: Run, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not importlib.util.find_spec("tensorboard"), reason="tensorboard is not installed")
 def test_tensorboard_gets_the_lines(whole: Run, tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-not-found,import-untyped,unused-ignore]
+        EventAccumulator,
+    )
 
     run = Run(tmp_path / "run", *TINY, "--log-with", "tensorboard")
     assert run.all() == [0], run.said
