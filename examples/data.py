@@ -268,13 +268,15 @@ def read(file: Path | BinaryIO, most: int) -> Tensor | Exception:
     """
     try:
         with Image.open(file) as image:
-            image.draft("RGB", (most, most))  # lets JPEG decode at a half, a quarter or an eighth of its size
+            image.draft("RGB", (2 * most, 2 * most))  # JPEG decodes at a half, a quarter or an eighth of its size
             return square(ImageOps.exif_transpose(image), most)
     except Exception as error:  # Pillow's plug-ins raise what they like for a broken file
         return error
 
 
 def square(image: Image.Image, most: int) -> Tensor:
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers, whose range is not known")
     if image.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255
         image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
     tensor = v2.functional.pil_to_tensor(image.convert("RGB"))
