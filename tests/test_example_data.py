@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SIDE = 37  # what images are stored at for 32 pixels
 
-pytestmark = pytest.mark.filterwarnings("ignore:This process")  # of forking beside threads
+pytestmark = pytest.mark.filterwarnings("ignore:This process", "ignore:This DataLoader")  # of forks, of many workers
 
 
 @pytest.fixture
@@ -205,7 +205,7 @@ def test_a_corrupt_image_is_named_counted_and_left_out(
         (["train/0.png", "test/0.png"], "Couldn't find any class folder"),
         (["train/cat/0.png", "test/dog/0.png"], "but test/ has"),
         (["cat/0.png", "dog/0.png"], "cannot be split 4 to 1"),
-        (["cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png", "dog/2.png"], "cannot be split 4 to 1"),
+        (["cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png"], "cannot be split 4 to 1"),
         (["junk.png"], "none of the images can be read"),
     ],
 )
@@ -217,9 +217,6 @@ def test_folders_that_are_not_understood(data: Any, tmp_path: Path, files: list[
             path.write_bytes(b"junk")
         elif not file.endswith("/"):
             photo(0).save(path)
-    if files[:4] == ["cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png"]:
-        (tmp_path / "dog/2.png").rename(tmp_path / "cat/2.png")
-        (tmp_path / "dog/1.png").unlink()
     with pytest.raises(SystemExit, match=error):
         data.load(str(tmp_path), 32, CPU)
 
