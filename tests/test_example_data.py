@@ -188,6 +188,7 @@ def test_a_corrupt_image_is_named_counted_and_left_out(
     cut.write_bytes(cut.read_bytes()[:100])
     loaded = data.load(str(tmp_path), 32, CPU)
     assert loaded.train.labels.tolist() == [0, 0, 1, 1]
+    assert len(loaded.train) == 4
     assert torch.equal(images_of(loaded.train, [2])[0], data.read(tmp_path / "train/dog/01.png", SIDE))
     printed = capsys.readouterr().err
     assert "cat/01.png" in printed
