@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import inspect
 import os
+import random
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import BytesIO
+from itertools import chain, count
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import kornia.augmentation as K
 import numpy as np
 import torch
 import torchvision
+from accelerate import PartialState
 from kornia.enhance import normalize
-from PIL import Image
+from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
@@ -28,8 +32,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
+from tqdm import tqdm
 
-MEMORY = 4 * 2**30  # bytes of images that are held in memory; more than that is read as it is needed
+MEMORY = 4 * 2**30  # bytes of a folder's images that are held in memory; more than that is read as it is needed
+SHUFFLED = 1000  # images of a stream that each worker holds and draws from
 
 
 class Raw(NamedTuple):
@@ -119,87 +125,170 @@ class Memory:
 
     def batches(self, numbers: Iterable[Tensor]) -> Iterator[Raw]:
         for number in numbers:
-            number = number.to(self.images.device)
+            number = number.to(self.images.device, non_blocking=True)
             yield Raw(self.images[number % len(self)], number)
 
 
-class Files(Dataset[tuple[Tensor, int]]):
-    """Images that are decoded as they are needed. The next readable one stands in for one that is not."""
+class Decoded(Dataset[Any]):
+    """Images that worker processes decode as they are needed."""
 
-    def __init__(self, paths: list[Path], labels: Tensor | None, side: int, device: torch.device) -> None:
-        self.paths, self.labels, self.side, self.device = paths, labels, side, device
-        self.corrupt: set[int] = set()
+    def __init__(self, length: int, labels: Tensor | None, side: int, device: torch.device) -> None:
+        self.length, self.labels, self.side, self.device = length, labels, side, device
+        self.unreadable: set[str] = set()
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return self.length
 
-    def __getitem__(self, number: int) -> tuple[Tensor, int]:
-        epoch, asked = divmod(number, len(self))
-        for place in range(len(self)):
-            index = (asked + place) % len(self)
-            image = read(self.paths[index], self.side)
-            if not isinstance(image, Exception):
-                return to_side(image, self.side), epoch * len(self) + index
-        raise OSError("none of the images can be read")
+    def __getitems__(self, numbers: list[int]) -> tuple[Tensor, Tensor, list[tuple[str, str]]]:
+        """Return a batch, its numbers, and what could not be read with the reasons. A worker's part."""
+        raise NotImplementedError
 
     def batches(self, numbers: Iterable[Tensor]) -> Iterator[Raw]:
-        asked: list[list[int]] = []
-
-        def lists() -> Iterator[list[int]]:
-            for number in numbers:
-                asked.append(number.tolist())
-                yield asked[-1]
-
-        workers = min(8, os.cpu_count() or 1)
-        loader = DataLoader(self, batch_sampler=lists(), num_workers=workers, pin_memory=self.device.type == "cuda")
-        for images, number in loader:
-            for wanted, got in zip(asked.pop(0), number.tolist(), strict=True):
-                if wanted != got and wanted % len(self) not in self.corrupt:
-                    self.corrupt.add(wanted % len(self))
-                    skipped(self.paths[wanted % len(self)], None, len(self.corrupt))
+        ahead = iter(numbers)
+        first = next(ahead, None)
+        if first is None:
+            return
+        # A generator of its own: torch's is left alone, and the workers' seeds hang on what is asked for first.
+        seeds = torch.Generator().manual_seed(seed_of(*first.tolist()))
+        asked = (number.tolist() for number in chain([first], ahead))
+        loader = DataLoader(
+            self, batch_sampler=asked, num_workers=min(8, cores()), collate_fn=as_it_is, generator=seeds,
+            pin_memory=self.device.type == "cuda",
+        )  # fmt: skip
+        for images, number, broken in loader:
+            for name, reason in broken:
+                if name not in self.unreadable:
+                    self.unreadable.add(name)
+                    skipped(name, reason, len(self.unreadable))
             yield Raw(images.to(self.device, non_blocking=True), number.to(self.device, non_blocking=True))
 
 
-def skipped(name: object, error: Exception | None, count: int) -> None:
-    reason = f" ({error})" if error else ""
-    print(f"skipped {name}, which cannot be read{reason}; {count} so far", file=sys.stderr)
+class Files(Decoded):
+    """Image files. For one that cannot be read the next one of its class stands in, so that batches keep their size."""
+
+    def __init__(self, paths: list[Path], labels: Tensor | None, side: int, device: torch.device) -> None:
+        super().__init__(len(paths), labels, side, device)
+        self.paths = paths
+
+    def __getitems__(self, numbers: list[int]) -> tuple[Tensor, Tensor, list[tuple[str, str]]]:
+        images, found, broken = [], [], []
+        for number in numbers:
+            epoch, asked = divmod(number, len(self))
+            for index in chain(range(asked, len(self)), range(asked)):
+                if self.labels is not None and self.labels[index] != self.labels[asked]:
+                    continue
+                image = read(self.paths[index], self.side)
+                if isinstance(image, Tensor):
+                    images.append(to_side(image, self.side))
+                    found.append(epoch * len(self) + index)
+                    break
+                broken.append((str(self.paths[index]), str(image)))
+            else:
+                raise OSError(f"none of the images of the class of {self.paths[asked]} can be read")
+        return torch.stack(images), torch.tensor(found), broken
 
 
-def square(image: Image.Image, most: int) -> Tensor:
-    """Return the middle of an image, ``(3, side, side)`` uint8, made smaller where it has more than ``most`` pixels."""
-    tensor = v2.functional.pil_to_tensor(image.convert("RGB"))
-    return to_side(v2.functional.center_crop(tensor, [min(tensor.shape[1:])]), most, shrink_only=True)
+class Shards(Decoded):
+    """An endless stream of the images in tar files; the numbers asked for only name the masks.
+
+    Each worker of each process goes through all shards again and again, in orders of its own, and draws from the
+    images that it holds. A stream cannot be sought: the seed of its order hangs on the numbers that are asked for
+    first, so a resumed run goes on with other images than the run that was not stopped would have seen.
+    """
+
+    def __init__(self, urls: list[str], samples_per_epoch: int, side: int, device: torch.device) -> None:
+        super().__init__(samples_per_epoch, None, side, device)
+        self.urls = urls
+        self.broken: list[tuple[str, str]] = []
+        self.squares: Iterator[Tensor] | None = None  # made where it is used, in the worker
+
+    def encoded(self, order: random.Random) -> Iterator[tuple[str, bytes]]:
+        """Yield names and undecoded images, without end."""
+        import webdataset as wds  # type: ignore[import-untyped]
+
+        for _ in count():
+            found = False
+            for url in order.sample(self.urls, len(self.urls)):
+
+                def unreadable(error: Exception, url: str = url) -> bool:
+                    texts = [part for part in error.args if isinstance(part, str)]  # beside objects and the address
+                    self.broken.append((url, "; ".join(text for text in texts if text != url)))
+                    return True
+
+                for sample in wds.tarfile_to_samples(handler=unreadable)([{"url": url}]):
+                    for part in sample:
+                        if f".{part.rpartition('.')[2]}" in IMG_EXTENSIONS:
+                            found = True
+                            yield f"{url}: {sample['__key__']}.{part}", sample[part]
+            if not found:
+                raise OSError(f"there are no images in {self.urls[0]} and the other shards{reasons(self.broken)}")
+
+    def stream(self, order: random.Random) -> Iterator[Tensor]:
+        import webdataset as wds
+
+        in_a_row = 0
+        for name, image in wds.shuffle(SHUFFLED, rng=order)(self.encoded(order)):
+            square = read(BytesIO(image), self.side)
+            if isinstance(square, Tensor):
+                in_a_row = 0
+                yield to_side(square, self.side)
+                continue
+            in_a_row += 1
+            self.broken.append((name, str(square).partition(" <_io")[0]))
+            if in_a_row == SHUFFLED:
+                raise OSError(f"{in_a_row} images in a row cannot be read, the last being {name} ({square})")
+
+    def __getitems__(self, numbers: list[int]) -> tuple[Tensor, Tensor, list[tuple[str, str]]]:
+        if self.squares is None:
+            self.squares = self.stream(random.Random(torch.initial_seed()))  # DataLoader's, another in each worker
+        images = torch.stack([next(self.squares) for _ in numbers])
+        broken, self.broken = self.broken, []
+        return images, torch.tensor(numbers), broken
 
 
-def to_side(image: Tensor, side: int, shrink_only: bool = False) -> Tensor:
-    if image.shape[-1] == side or (shrink_only and image.shape[-1] < side):
-        return image
-    resized: Tensor = v2.functional.resize(image, [side, side], antialias=True)
-    return resized
+def as_it_is(batch: Any) -> Any:
+    return batch
 
 
-def read(path: Path, most: int) -> Tensor | Exception:
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def reasons(broken: list[tuple[str, str]]) -> str:
+    return "".join(f"; {name}: {reason}" for name, reason in broken[:3])
+
+
+def skipped(name: object, reason: object, number: int) -> None:
+    tqdm.write(f"skipped {name}, which cannot be read ({reason}); {number} so far", file=sys.stderr)
+
+
+def read(file: Path | BinaryIO, most: int) -> Tensor | Exception:
+    """Return the middle of an image, ``(3, side, side)`` uint8, made smaller where it has more than ``most`` pixels a
+    side; or why there is none.
+    """
     try:
-        with Image.open(path) as image:
-            return square(image, most)
+        with Image.open(file) as image:
+            image.draft("RGB", (2 * most, 2 * most))  # JPEG decodes at a half, a quarter or an eighth of its size
+            return square(ImageOps.exif_transpose(image), most)
     except Exception as error:  # Pillow's plug-ins raise what they like for a broken file
         return error
 
 
-def together(images: Iterable[tuple[object, Tensor | Exception]], image_size: int) -> tuple[Tensor, list[int]]:
-    """Stack squares of one size, the largest there is, and return the places of those that could be read."""
-    squares, places, broken = [], [], 0
-    for place, (name, image) in enumerate(images):
-        if isinstance(image, Exception):
-            broken += 1
-            skipped(name, image, broken)
-        else:
-            squares.append(image)
-            places.append(place)
-    if not squares:
-        raise SystemExit("none of the images can be read")
-    side = max(image_size, *(square.shape[-1] for square in squares))
-    return torch.stack([to_side(square, side) for square in squares]), places
+def square(image: Image.Image, most: int) -> Tensor:
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers, whose range is not known")
+    if image.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+    tensor = v2.functional.pil_to_tensor(image.convert("RGB"))
+    middle = v2.functional.center_crop(tensor, [min(tensor.shape[1:])])
+    return to_side(middle, min(most, middle.shape[-1]))
+
+
+def to_side(image: Tensor, side: int) -> Tensor:
+    if image.shape[-1] == side:
+        return image
+    resized: Tensor = v2.functional.resize(image, [side, side], antialias=True)
+    return resized
 
 
 def stored_side(image_size: int) -> int:
@@ -207,15 +296,51 @@ def stored_side(image_size: int) -> int:
     return round(image_size * 8 / 7)
 
 
+def together(
+    images: Iterable[tuple[object, Tensor | Exception]], length: int, image_size: int
+) -> tuple[Tensor, list[int]]:
+    """Stack squares of one size, the largest there is, and return the places of those that could be read."""
+    side = stored_side(image_size)
+    stacked = torch.empty(length, 3, side, side, dtype=torch.uint8)  # takes memory where it is written alone
+    sides: list[int] = []
+    places: list[int] = []
+    for place, (name, image) in enumerate(tqdm(images, "decoding", length, disable=None, leave=False)):
+        if isinstance(image, Exception):
+            skipped(name, image, place + 1 - len(places))
+            continue
+        sides.append(image.shape[-1])
+        stacked[len(places), :, : sides[-1], : sides[-1]] = image
+        places.append(place)
+    if not places:
+        raise SystemExit("none of the images can be read")
+    largest = max(image_size, *sides)
+    if min(sides) == side:
+        return stacked[: len(places)], places
+    return torch.stack([to_side(stacked[i, :, :n, :n], largest) for i, n in enumerate(sides)]), places
+
+
 def from_files(paths: list[Path], labels: list[int] | None, image_size: int, device: torch.device) -> Source:
     side = stored_side(image_size)
     targets = None if labels is None else torch.tensor(labels)
     if len(paths) * 3 * side**2 > MEMORY:
         return Files(paths, targets, side, device)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         read_all = zip(paths, pool.map(lambda path: read(path, side), paths), strict=True)
-        images, places = together(read_all, image_size)
+        images, places = together(read_all, len(paths), image_size)
     return Memory(images.to(device), None if targets is None else targets[places])
+
+
+def split(labels: Iterable[int], name: object) -> tuple[list[int], list[int]]:
+    """Return the indices of four fifths of each class and of the rest."""
+    targets = list(labels)
+    try:
+        train, test = train_test_split(range(len(targets)), test_size=0.2, stratify=targets, random_state=0)
+    except ValueError as error:
+        raise SystemExit(
+            f"{name} cannot be split 4 to 1: {error} Each class needs two images or more, and a fifth of the images "
+            "one for each class; or give train/ and test/ apart"
+        ) from None
+    return train, test
 
 
 def photographs(name: str, train: Source, test: Source | None, classes: list[str], image_size: int) -> Data:
@@ -250,73 +375,138 @@ def digits(image_size: int, device: torch.device) -> Data:
 
 def folder(path: Path, image_size: int, device: torch.device) -> Data:
     """Read ``path/*``, without labels; or ``path/train/<class>/*`` and ``path/test/<class>/*`` (or ``val``); or split
-    ``path/<class>/*`` 4 to 1.
-    """  # fmt: skip
+    ``path/<class>/*`` 4 to 1. Folders inside a class belong to it; names that begin with a dot are passed over.
+    """
+
+    def is_image(name: str) -> bool:
+        return Path(name).suffix.lower() in IMG_EXTENSIONS and not Path(name).name.startswith(".")
+
+    def tree(root: Path) -> Any:
+        try:
+            return ImageFolder(str(root), is_valid_file=is_image)
+        except FileNotFoundError as error:
+            raise SystemExit(f"--data {path}: {error}. It takes images alone, or a folder of images a class") from None
 
     def source(samples: Iterable[tuple[str, int]]) -> Source:
         paths, labels = zip(*samples, strict=True)
         return from_files([Path(p) for p in paths], list(labels), image_size, device)
 
-    flat = sorted(p for p in path.iterdir() if p.suffix.lower() in IMG_EXTENSIONS)
-    inside = [p for p in path.iterdir() if p.is_dir()]
+    flat = sorted(p for p in path.iterdir() if p.is_file() and is_image(p.name))
+    inside = [p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")]
     if flat and inside:
         raise SystemExit(
             f"{path} has both images ({flat[0].name}, ...) and folders ({inside[0].name}, ...); it takes images alone, "
             "without labels, or one folder a class"
         )
+    name = path.resolve().name
     if flat:
-        return photographs(path.name, from_files(flat, None, image_size, device), None, [], image_size)
+        return photographs(name, from_files(flat, None, image_size, device), None, [], image_size)
     parts = {part.name: part for part in inside if part.name in ("train", "test", "val")}
     if not parts:
-        whole = ImageFolder(str(path))
-        chosen, held_out = train_test_split(whole.samples, test_size=0.2, stratify=whole.targets, random_state=0)
-        return photographs(path.name, source(chosen), source(held_out), whole.classes, image_size)
+        whole = tree(path)
+        train, test = ([whole.samples[i] for i in part] for part in split(whole.targets, path))
+        return photographs(name, source(train), source(test), whole.classes, image_size)
     held_out_part = parts.get("test") or parts.get("val")
     if "train" not in parts or held_out_part is None:
         raise SystemExit(f"{path} has {', '.join(parts)}; it needs train/ and test/ (or val/), or only the classes")
-    train, test = ImageFolder(str(parts["train"])), ImageFolder(str(held_out_part))
+    train, test = tree(parts["train"]), tree(held_out_part)
     if train.classes != test.classes:
         raise SystemExit(f"{path}: train/ has {train.classes}, but {held_out_part.name}/ has {test.classes}")
-    return photographs(path.name, source(train.samples), source(test.samples), train.classes, image_size)
+    return photographs(name, source(train.samples), source(test.samples), train.classes, image_size)
 
 
 def of_torchvision(name: str, image_size: int, device: torch.device) -> Data:
-    """Read a classification set of torchvision that takes ``download=``, from ``data/`` or the network."""
+    """Read a classification set of torchvision that takes ``download=``, from ``data/`` or the network.
+
+    A set without a training and a test part is split 4 to 1. All is held in memory, whatever its size.
+    """
     make: Callable[..., Any] | None = getattr(torchvision.datasets, name, None)
     options = inspect.signature(make).parameters if make else {}
-    if make is None or "download" not in options or not {"train", "split"} & set(options):
+    if make is None or "download" not in options:
         raise SystemExit(
-            f"torchvision:{name} is not a data set of torchvision that takes download= and has a training and a test "
-            "part, such as CIFAR10, CIFAR100, STL10, SVHN or FashionMNIST"
+            f"torchvision:{name} is not a data set of torchvision that takes download=, such as CIFAR10, CIFAR100, "
+            "STL10, SVHN, FashionMNIST or EuroSAT"
         )
 
-    def part(train: bool) -> tuple[Source, list[str]]:
-        which = {"train": train} if "train" in options else {"split": "train" if train else "test"}
-        samples = make("data", download=True, **which)
+    def part(**which: object) -> tuple[Tensor, Tensor, list[str]]:
+        try:
+            with PartialState().local_main_process_first():  # one process of a machine downloads
+                samples = make("data", download=True, **which)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise SystemExit(
+                f"torchvision:{name} is not in data/ and cannot be downloaded, or not so: {error}"
+            ) from None
         labels: list[int] = []
 
         def images() -> Iterator[tuple[object, Tensor | Exception]]:
             for i in range(len(samples)):
-                image, label = samples[i]
-                labels.append(int(label))
-                yield f"{name}[{i}]", square(image, stored_side(image_size))
+                try:
+                    image, label = samples[i]
+                    squared = square(image, stored_side(image_size))
+                except OSError as error:
+                    yield f"{name}[{i}]", error
+                else:
+                    labels.append(int(label))
+                    yield f"{name}[{i}]", squared
 
-        stacked, _ = together(images(), image_size)
+        stacked, _ = together(images(), len(samples), image_size)
         classes = getattr(samples, "classes", None) or [str(c) for c in range(max(labels) + 1)]
-        return Memory(stacked.to(device), torch.tensor(labels)), classes
+        return stacked.to(device), torch.tensor(labels), classes
 
-    train, classes = part(True)
-    return photographs(name, train, part(False)[0], classes, image_size)
+    if "train" in options or "split" in options:
+        of_train, of_test = (
+            ({"train": True}, {"train": False}) if "train" in options else ({"split": "train"}, {"split": "test"})
+        )
+        images, labels, classes = part(**of_train)
+        train, test = Memory(images, labels), Memory(*part(**of_test)[:2])
+    else:
+        images, labels, classes = part()
+        train, test = (Memory(images[i], labels[i]) for i in split(labels.tolist(), f"torchvision:{name}"))
+    return photographs(name, train, test, classes, image_size)
 
 
-def load(name: str, image_size: int, device: torch.device) -> Data:
+def shards(name: str, samples_per_epoch: int | None, image_size: int, device: torch.device) -> Data:
+    """Stream the images of WebDataset shards: ``{000..099}.tar``, URLs, ``pipe:`` commands, joined by ``::``."""
+    try:
+        from webdataset.shardlists import expand_urls  # type: ignore[import-untyped]
+    except ImportError:
+        raise SystemExit(f"--data {name} needs webdataset: pip install -e '.[webdataset]'") from None
+    if samples_per_epoch is None or samples_per_epoch < 1:
+        raise SystemExit(
+            f"--data {name} is a stream, whose number of images is not known: give --samples-per-epoch, at least 1; "
+            f"got {samples_per_epoch}"
+        )
+    urls = expand_urls(name)
+    missing = [url for url in urls if not is_remote(url) and not Path(url).is_file()]
+    if missing:
+        raise SystemExit(f"--data {name}: {len(missing)} of {len(urls)} shards do not exist, such as {missing[0]}")
+    source = Shards(urls, samples_per_epoch, stored_side(image_size), device)
+    try:
+        next(source.encoded(random.Random(0)))
+    except OSError as error:
+        raise SystemExit(f"--data {name}: {error}") from None
+    return photographs(name, source, None, [], image_size)
+
+
+def is_remote(name: str) -> bool:
+    return name.startswith("pipe:") or "://" in name
+
+
+def load(name: str, image_size: int, device: torch.device, samples_per_epoch: int | None = None) -> Data:
     """Return the data that ``--data`` names, with images of ``image_size`` pixels a side."""
+    if is_remote(name) or name.endswith((".tar", ".tar.gz", ".tgz")):
+        return shards(name, samples_per_epoch, image_size, device)
+    if samples_per_epoch is not None:
+        raise SystemExit(f"--samples-per-epoch {samples_per_epoch} is for shards; the images of {name} are counted")
     if name == "digits":
         return digits(image_size, device)
     if name.startswith("torchvision:"):
         return of_torchvision(name.removeprefix("torchvision:"), image_size, device)
     if not Path(name).is_dir():
-        raise SystemExit(f"--data takes 'digits', 'torchvision:NAME' or a folder of images; there is no {name!r}")
+        raise SystemExit(
+            "--data takes 'digits', 'torchvision:NAME', a folder of images, or shards such as 'FOLDER/{000..099}.tar'; "
+            f"there is no folder {name!r}"
+        )
     return folder(Path(name), image_size, device)
 
 
