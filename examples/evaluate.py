@@ -348,7 +348,7 @@ def report(evaluation: Evaluation, results: dict[float, dict[str, Any]], args: a
     data, test_labels = evaluation.data, labels_of(evaluation.data.test)
     chance = 100 * float(test_labels.bincount().max()) / len(test_labels)
     counts = {percent: one["labelled"] for percent, one in results.items()}
-    title = f"Accuracy in percent on {len(test_labels):,} held-out images of {len(data.classes)} classes"
+    title = f"Accuracy in percent on {len(test_labels):,} held-out images of {data.name}, {len(data.classes)} classes"
     print(f"\n{title}; mean ± standard deviation over {args.seeds} seeds.\n")
     print(" " * 31 + "".join(f"{f'{percent:g} % of labels':>18}" for percent in results))
     print(f"{'labelled images':<31}" + "".join(f"{count:>18,}" for count in counts.values()))
@@ -391,13 +391,15 @@ def draw_chart(path: Path, title: str, chance: float, results: dict[float, dict[
     }
     figure, axis = plt.subplots(figsize=(2.5 + 2.5 * len(results), 5))
     width = 0.84 / len(shown)
-    for i, (name, colour) in enumerate(shown.items()):
+    for number, (name, colour) in enumerate(shown.items()):
         figures = [one["methods"][name] for one in results.values()]
-        places = [group + (i - (len(shown) - 1) / 2) * width for group in range(len(results))]
-        heights, spreads = [one["mean"] for one in figures], [one["std"] or 0.0 for one in figures]
-        axis.bar(places, heights, 0.92 * width, yerr=spreads, capsize=3, color=colour, label=name)
-        for place, height, spread in zip(places, heights, spreads, strict=True):
-            axis.text(place, height + spread + 1, f"{height:.1f}", ha="center", va="bottom", fontsize=8)
+        places = [group + (number - (len(shown) - 1) / 2) * width for group in range(len(results))]
+        heights = [one["mean"] for one in figures]
+        bars = [math.nan if one["std"] is None else one["std"] for one in figures]  # matplotlib leaves nan out
+        axis.bar(places, heights, 0.92 * width, yerr=bars, capsize=3, color=colour, label=name)
+        tops = [one["mean"] + (one["std"] or 0.0) for one in figures]
+        for place, height, top in zip(places, heights, tops, strict=True):
+            axis.text(place, top + 1, f"{height:.1f}", ha="center", va="bottom", fontsize=8)
     axis.axhline(chance, color="black", linestyle=":", label="always the most common class")
     axis.set_xticks(
         range(len(results)),
@@ -406,9 +408,8 @@ def draw_chart(path: Path, title: str, chance: float, results: dict[float, dict[
     axis.set_ylim(0, 110)
     axis.set_yticks(range(0, 101, 20))
     axis.set_ylabel("accuracy (%)")
-    axis.set_title(
-        f"{title.replace('in percent ', '')}\nmean of {seeds} seeds; error bars: standard deviation", fontsize=10
-    )
+    below = f"mean of {seeds} seeds; error bars: standard deviation, where draws differ"
+    axis.set_title(f"{title.replace('in percent ', '')}\n{below}", fontsize=10)
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, fontsize=9, frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130, bbox_inches="tight")
@@ -498,19 +499,19 @@ def main(arguments: list[str] | None = None) -> None:
     name, device = args.data or settings["data"], PartialState().device
     data = load(name, settings["image_size"], device)
     evaluation = Evaluation(args.run, settings, data, device, name)
+    train_labels, _ = labels_of(data.train), labels_of(data.test)
     channels = evaluation.weights["encoder.patch_embed.proj.weight"].shape[1]
     if channels != data.channels:
         raise SystemExit(
             f"{args.run} was pretrained on images of {channels} channels; those of {name} have {data.channels}"
         )
     for percent in args.labels:  # says now what cannot be drawn
-        draw(labels_of(data.train), percent, 0, data.classes)
-        draw_for_search(labels_of(data.train), percent, SEARCH_SEED, data.classes)
-    labels_of(data.test)
+        draw(train_labels, percent, 0, data.classes)
+        draw_for_search(train_labels, percent, SEARCH_SEED, data.classes)
     results = {}
     for percent in args.labels:
         methods = finetune_both(evaluation, percent, args) | judge_frozen(evaluation, percent, args)
-        labelled = len(draw(labels_of(data.train), percent, 0, data.classes))
+        labelled = len(draw(train_labels, percent, 0, data.classes))
         results[percent] = {"percent": percent, "labelled": labelled, "methods": methods}
     report(evaluation, results, args)
 
