@@ -24,7 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from model import Autoencoder, build, masks
-from timm.utils import AttentionExtract
+from timm.utils.attention_extract import AttentionExtract
 from torch import Tensor, nn
 
 from gmml_aug import GroupMask, patch_to_pixel
@@ -59,9 +59,19 @@ def outline(axis: Axes, chosen: Tensor, patch_size: tuple[int, int], color: str)
     height, width = patch_size
     inside = nn.functional.pad(chosen.cpu(), (1, 1, 1, 1))
     row, column = (inside[1:-1, 1:] != inside[1:-1, :-1]).nonzero().T.numpy()
-    axis.vlines(column * width - 0.5, row * height - 0.5, (row + 1) * height - 0.5, color, linewidth=1, clip_on=False)
+    axis.vlines(
+        column * width - 0.5, row * height - 0.5, (row + 1) * height - 0.5, color, linewidth=1, clip_on=False, zorder=3
+    )
     row, column = (inside[1:, 1:-1] != inside[:-1, 1:-1]).nonzero().T.numpy()
-    axis.hlines(row * height - 0.5, column * width - 0.5, (column + 1) * width - 0.5, color, linewidth=1, clip_on=False)
+    axis.hlines(
+        row * height - 0.5,
+        column * width - 0.5,
+        (column + 1) * width - 0.5,
+        color,
+        linewidth=1,
+        clip_on=False,
+        zorder=3,
+    )
 
 
 @torch.no_grad()
@@ -118,7 +128,7 @@ def draw_blocks(model: Autoencoder, data: Data, alien: GroupMask, path: Path) ->
     chosen = torch.randperm(len(source), generator=generator)[:256]
     distances: list[Tensor] = []  # (3 references, depth + 2 stages, images)
     figure = Figure(figsize=(1.05 * (depth + 4) + 1.2, 11.2), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=(7.2, 4))
+    upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=(7.2, 4)).flat
     for raw in source.batches(chosen.tensor_split(-(-len(chosen) // 32))):
         images = views.plain(raw.images)
         plan = alien.sample(images, index=raw.number)
@@ -173,8 +183,8 @@ def draw_blocks(model: Autoencoder, data: Data, alien: GroupMask, path: Path) ->
     )
     lower.supxlabel(
         "Alien content has faded where red meets grey; native content is back as far as blue lies below grey.\n"
-        f"The decoder was trained on the fusion of the blocks {fused} alone. From other blocks it shows what it can read, "
-        "which may be less than what is there.",
+        f"The decoder was trained on the fusion of the blocks {fused} alone. "
+        "From others it shows what it can read, which may be less than what is there.",
         fontsize=9,
     )
     figure.savefig(path, dpi=130)
