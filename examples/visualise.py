@@ -156,12 +156,12 @@ def draw_blocks(model: Autoencoder, data: Data, alien: GroupMask, path: Path) ->
                         outline(axes[i, column], mask[i], alien.patch_size, "red")
                 label(axes[i, 0], name)
     upper.suptitle(
-        f"What each block's output decodes to: {what} of {data.name}.\n"
-        "Patches inside the red lines were replaced by the donor's; the network sees the corrupted input alone.",
+        f"What each block's output decodes to, visible patches too: {what} of {data.name}.\n"
+        "Inside the red lines are the donor's patches; the network sees the corrupted input alone.",
         fontsize=11,
     )
     far_all = torch.cat(distances, 2)
-    mean, error = far_all.mean(2), far_all.std(2) / far_all.shape[2] ** 0.5
+    mean, error = far_all.mean(2).numpy(), (far_all.std(2) / far_all.shape[2] ** 0.5).numpy()
     axis = lower.subplots()
     lines = {
         "to the donor's pixels (alien)": ("tab:red", "o"),
@@ -182,7 +182,7 @@ def draw_blocks(model: Autoencoder, data: Data, alien: GroupMask, path: Path) ->
         fontsize=11,
     )
     lower.supxlabel(
-        "Alien content has faded where red meets grey; native content is back as far as blue lies below grey.\n"
+        "Where red meets grey, nothing of the donor is seen; the further blue lies below grey, the more is native.\n"
         f"The decoder was trained on the fusion of the blocks {fused} alone. "
         "From others it shows what it can read, which may be less than what is there.",
         fontsize=9,
@@ -223,7 +223,7 @@ def draw_attention(model: Autoencoder, data: Data, patches: list[tuple[int, int]
             corner = (column * patch_size[1] - 0.5, row * patch_size[0] - 0.5)
             axes[i, 0].text(*corner, place + 1, color="cyan", ha="right", va="bottom", fontsize=8, path_effects=around)
             axis = axes[i, place + 1]
-            heat = axis.imshow(maps[i, place], cmap="magma", vmin=0, vmax=maps.max())
+            heat = axis.imshow(maps[i, place].numpy(), cmap="magma", vmin=0, vmax=maps.max())
             axis.set(xticks=[], yticks=[])
             axis.set_title("" if i else f"from patch {place + 1}\n(row {row + 1}, column {column + 1})", fontsize=8)
             outline(axis, here, (1, 1), "cyan")
