@@ -23,7 +23,7 @@ import pretrain
 import visualise
 from accelerate import Accelerator
 from data import load
-from model import Autoencoder, masks
+from model import Autoencoder, build, masks
 
 PICTURES = ("attention.png", "blocks.png", "reconstructions.png")
 SMALL = ("--dim", 32, "--depth", 3, "--heads", 2, "--epochs", 1, "--draws", 0)
@@ -63,7 +63,12 @@ def autoencoder(blocks: list[int] | None = None, name: str = "vit_tiny_patch16_2
 def outlined(axis: Any) -> list[float]:
     """Return left, right, upper and lower end of the lines drawn on a picture."""
     ends = torch.cat([torch.tensor(path.vertices) for lines in axis.collections for path in lines.get_paths()])
-    return [*ends[:, 0].aminmax(), *ends[:, 1].aminmax()]
+    x, y = ends.unbind(1)
+    return [float(end) for end in (x.min(), x.max(), y.min(), y.max())]
+
+
+def drawn_values(axis: Any) -> Tensor:
+    return torch.tensor(axis.images[0].get_array().data)
 
 
 def check_sizes(run: Path) -> None:
@@ -107,13 +112,13 @@ def test_what_the_heat_maps_show_is_the_attention_from_the_asked_patch(digits: P
     visualise.main([str(digits), "--patches", "2,4", "--seed", "3"])
     axes = drawn["attention.png"].axes
     settings = json.loads((digits / "config.json").read_text())
-    model = visualise.build(settings, 1)[0].eval()
+    model = build(settings, 1)[0].eval()
     model.load_state_dict(checkpoint.tensors(digits / "autoencoder.safetensors"))
-    shown = torch.tensor(axes[0].images[0].get_array().data)[None, None]
+    shown = drawn_values(axes[0])[None, None]
     data = load("digits", 8, torch.device("cpu"))
     weights = visualise.attention(model, (shown - data.mean[0]) / data.std[0])
     expected = 100 * weights[0].mean(0)[1 + 1 * 4 + 3, 1:].view(4, 4)  # after the class token: row 2, column 4
-    assert torch.allclose(torch.tensor(axes[1].images[0].get_array().data), expected.detach(), atol=1e-4)
+    assert torch.allclose(drawn_values(axes[1]), expected.detach(), atol=1e-4)
 
 
 def test_a_folder_of_photographs_without_labels(tmp_path: Path, drawn: dict[str, Figure]) -> None:
@@ -134,7 +139,7 @@ def test_a_model_with_register_tokens(tmp_path: Path, drawn: dict[str, Figure]) 
     run = train(tmp_path / "run", *registers, *SMALL, "--batch-size", 512)
     visualise.main([str(run)])
     check_sizes(run)
-    assert drawn["attention.png"].axes[1].images[0].get_array().shape == (4, 4)
+    assert drawn["attention.png"].axes[1].images[0].get_size() == (4, 4)
 
 
 @pytest.mark.parametrize("block", [1, 2, 3])
