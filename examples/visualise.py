@@ -60,7 +60,13 @@ def outline(axis: Axes, chosen: Tensor, patch_size: tuple[int, int], color: str)
     inside = nn.functional.pad(chosen.cpu(), (1, 1, 1, 1))
     row, column = (inside[1:-1, 1:] != inside[1:-1, :-1]).nonzero().T.numpy()
     axis.vlines(
-        column * width - 0.5, row * height - 0.5, (row + 1) * height - 0.5, color, linewidth=1, clip_on=False, zorder=3
+        column * width - 0.5,
+        row * height - 0.5,
+        (row + 1) * height - 0.5,
+        color,
+        linewidth=0.8,
+        clip_on=False,
+        zorder=3,
     )
     row, column = (inside[1:, 1:-1] != inside[:-1, 1:-1]).nonzero().T.numpy()
     axis.hlines(
@@ -182,7 +188,7 @@ def draw_blocks(model: Autoencoder, data: Data, alien: GroupMask, path: Path) ->
         fontsize=11,
     )
     lower.supxlabel(
-        "Where red meets grey, nothing of the donor is seen; the further blue lies below grey, the more is native.\n"
+        "Red within the bars of grey: no more of the donor is seen than by chance. Blue below grey: native content is back.\n"
         f"The decoder was trained on the fusion of the blocks {fused} alone. "
         "From others it shows what it can read, which may be less than what is there.",
         fontsize=9,
