@@ -188,7 +188,8 @@ def draw_blocks(model: Autoencoder, data: Data, alien: GroupMask, path: Path) ->
         fontsize=11,
     )
     lower.supxlabel(
-        "Red within the bars of grey: no more of the donor is seen than by chance. Blue below grey: native content is back.\n"
+        "Red within the bars of grey: no more of the donor is seen than by chance. "
+        "Blue below grey: native content is back.\n"
         f"The decoder was trained on the fusion of the blocks {fused} alone. "
         "From others it shows what it can read, which may be less than what is there.",
         fontsize=9,
