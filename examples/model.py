@@ -83,17 +83,22 @@ class Autoencoder(nn.Module):
 
 
 class Classifier(nn.Module):
-    """The average of the fused tokens, and one linear layer: images in, ``(B, classes)`` logits out."""
+    """The average of the fused tokens, and one linear layer: images in, ``(B, classes)`` logits out.
+
+    The average is batch-normalised, without weights: what tells images apart in it is small beside what they share, and
+    a new linear layer on it as it is learns too slowly for few labels.
+    """
 
     def __init__(self, autoencoder: Autoencoder, classes: int) -> None:
         super().__init__()
         self.body = autoencoder
+        self.norm = nn.BatchNorm1d(autoencoder.encoder.embed_dim, affine=False)
         self.head = nn.Linear(autoencoder.encoder.embed_dim, classes)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.body.features(images).mean(1))
+        logits: Tensor = self.head(self.norm(self.body.features(images).mean(1)))
         return logits
 
 

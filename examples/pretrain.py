@@ -75,7 +75,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.add_argument(f"--{name}", default=default, help=help, **how)
 
     option(
-        "data", "'digits', a folder of images, 'torchvision:NAME', or shards 'FOLDER/{000..099}.tar'", default="digits"
+        "data",
+        "'digits', a folder of images, 'torchvision:NAME' (in data/, downloaded if it is not there), or shards "
+        "'FOLDER/{000..099}.tar'",
+        default="digits",
     )
     option("output", "the run folder; runs/<data> if not given", type=Path)
     option("seed", "of weights, order, crops and masks", type=int, default=0)
@@ -128,8 +131,16 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         )
     if args.image_size % args.patch_size:
         parser.error(f"--image-size {args.image_size} is no multiple of the patch, --patch-size {args.patch_size}")
+    if args.output is None and "{" in args.data:
+        parser.error("--data names shards: give the run folder too, --output")
     args.output = args.output or Path("runs") / Path(args.data.removeprefix("torchvision:")).name
     return args
+
+
+def rates_were_searched(settings: dict[str, Any]) -> bool:
+    """Tell whether evaluate.py has searched the fine-tuning rates of these settings: on the digits, as they come."""
+    searched = json.loads(json.dumps({**DEFAULTS["digits"], "data": "digits", "labels_per_class": 10}))
+    return all(settings[name] == value for name, value in searched.items())
 
 
 def cosine(start: float, end: float, share: float) -> float:
@@ -320,7 +331,7 @@ def main(arguments: list[str] | None = None) -> None:
         mixed_precision=args.precision,
         # As a plugin: the bare number gives way to one in the environment.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=args.accumulation),
-        log_with=list(args.log_with),
+        log_with=list(args.log_with) or None,
         project_dir=args.output,
     )
     if args.precision == "fp16" and accelerator.device.type == "cpu":  # where Accelerate would take fp32
@@ -330,7 +341,7 @@ def main(arguments: list[str] | None = None) -> None:
             f"--batch-size {args.batch_size} is over all processes and does not divide by {accelerator.num_processes} "
             f"processes times --accumulation {args.accumulation}"
         )
-    data = load(args.data, args.image_size, accelerator.device)
+    data = load(args.data, args.image_size, accelerator.device, args.samples_per_epoch)
     if len(data.train) < args.batch_size:
         raise SystemExit(f"--batch-size {args.batch_size} is more than the {len(data.train)} images there are")
     settings["training_images"] = len(data.train)
@@ -359,7 +370,7 @@ def main(arguments: list[str] | None = None) -> None:
             save_tensors(args.output / "encoder.safetensors", of_encoder)
     accelerator.end_training()
     if accelerator.is_main_process and compares:
-        compare_on_few_labels(args.output, settings, data, accelerator.device)
+        compare_on_few_labels(args.output, settings, data, accelerator.device, rates_were_searched(settings))
 
 
 if __name__ == "__main__":
