@@ -1,0 +1,149 @@
+"""What matters in pretraining: variants of one base configuration, pretrained and judged alike, in one table.
+
+    python examples/ablate.py runs/ablation --variants groups tokens --seeds 2 -- --data PATH --epochs 16 --dim 96
+    python examples/ablate.py runs/ablation             # goes on, or prints the table again
+
+Everything after ``--`` goes to pretrain.py for every variant. Each variant and seed is a run folder of its own inside
+runs/ablation, pretrained by pretrain.py and judged by evaluate.py's code: linear probe and nearest neighbours on frozen
+features with all labels, and fine-tuning with ``--labels`` percent of them at ``--rate`` for ``--steps``, which are the
+same for all variants (search them once, with evaluate.py on the base). What is finished is not done again. The
+table is printed and written to ablation.json: mean and standard deviation over pretraining seeds, each of which has a
+draw of labels of its own; and, paired over the seeds, the difference from the first variant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from checkpoint import save_text
+from data import load
+from evaluate import Evaluation, draw, labels_of, mean_spread, probe, written
+from sklearn.neighbors import KNeighborsClassifier
+from torch import arange
+
+# What each adds to the base's options; the base hides groups of noise or alien patches, 40 to 70 %.
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "groups": (),
+    "tokens": ("--group-size", "1", "1"),
+    "zeros": ("--fill", "zeros"),
+    "noise": ("--fill", "noise"),
+    "alien": ("--fill", "alien"),
+    "ratio-0.15": ("--ratio", "0.15", "0.15"),
+    "ratio-0.3": ("--ratio", "0.3", "0.3"),
+    "ratio-0.55": ("--ratio", "0.55", "0.55"),
+    "ratio-0.75": ("--ratio", "0.75", "0.75"),
+    "ratio-0.9": ("--ratio", "0.9", "0.9"),
+    "last-block": ("--fuse", "last"),
+    "learned-fusion": ("--fuse", "learned"),
+    "loss-on-all": ("--loss", "all"),
+    "epochs-x2": ("--epochs", "x2"),
+    "epochs-x4": ("--epochs", "x4"),
+}
+
+
+def command(args: argparse.Namespace, variant: str, seed: int) -> list[str]:
+    """Return the arguments of pretrain.py; the variant's come last and so win."""
+    words = list(VARIANTS[variant])
+    if words[:1] == ["--epochs"]:
+        place = len(args.base) - 1 - args.base[::-1].index("--epochs")
+        words[1] = str(int(args.base[place + 1]) * int(words[1][1:]))
+    return [*args.base, "--draws", "0", "--seed", str(seed), "--output", str(folder(args, variant, seed)), *words]
+
+
+def folder(args: argparse.Namespace, variant: str, seed: int) -> Path:
+    path: Path = args.folder / f"{variant}-seed{seed}"
+    return path
+
+
+def judge(run: Path, args: argparse.Namespace, data: Any, seed: int) -> dict[str, float]:
+    """Return the accuracies, in percent, of one pretrained run; each is kept in its evaluation.jsonl."""
+    settings = json.loads((run / "config.json").read_text())
+    evaluation = Evaluation(run, settings, data, PartialState().device, settings["data"])
+    labels = labels_of(data.train)
+    everything = arange(len(labels))
+    job = {"purpose": "ablation", "seed": seed, "percent": 100}
+    labelled = draw(labels, args.labels, seed, data.classes)
+    one = {"purpose": "ablation", "seed": seed, "percent": args.labels, "lr": args.rate, "steps": args.steps}
+    return {
+        "probe": evaluation.frozen({**job, "side": "probe"}, probe(args.penalty), "pretrained", everything),
+        "neighbours": evaluation.frozen(
+            {**job, "side": "neighbours"}, KNeighborsClassifier(20, metric="cosine"), "pretrained", everything
+        ),
+        "fine-tuned": evaluation.finetuned({**one, "side": "pretrained"}, labelled, (data.test, None)),
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("folder", type=Path, help="of the variants' run folders")
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="NAME",
+                        help=f"of {', '.join(VARIANTS)}; default all")  # fmt: skip
+    parser.add_argument("--seeds", type=int, default=1, help="of pretraining; default 1")
+    parser.add_argument("--labels", type=float, default=10.0, help="percent, for fine-tuning; default 10")
+    parser.add_argument("--rate", type=float, default=1e-3, help="learning rate of fine-tuning; default 1e-3")
+    parser.add_argument("--steps", type=int, default=600, help="of fine-tuning; default 600")
+    parser.add_argument("--penalty", type=float, default=0.01, help="scikit-learn's C of the probe; default 0.01")
+    given = sys.argv[1:] if arguments is None else arguments
+    split = given.index("--") if "--" in given else len(given)
+    args = parser.parse_args(given[:split])
+    args.base = given[split + 1 :]
+    settings = {name: value for name, value in vars(args).items() if name not in ("folder", "variants", "seeds")}
+    kept = args.folder / "base.json"
+    if kept.exists():
+        before = json.loads(kept.read_text())
+        if not args.base:  # goes on with what it was begun with
+            args.base = before["base"]
+            settings = {**settings, "base": args.base}
+        for name, value in settings.items():
+            if before[name] != value:
+                raise SystemExit(f"{args.folder} was made with {name} {before[name]}, not {value}; take another folder")
+    elif not args.base:
+        raise SystemExit("give the base configuration after --, such as: -- --data PATH --epochs 16")
+    if any(variant.startswith("epochs") for variant in args.variants) and "--epochs" not in args.base:
+        raise SystemExit("the variants of the epochs need --epochs in the base configuration, after --")
+    args.folder.mkdir(parents=True, exist_ok=True)
+    save_text(kept, json.dumps(settings, indent=1) + "\n")
+
+    script, data = Path(__file__).with_name("pretrain.py"), None
+    found: dict[str, list[dict[str, float]]] = {variant: [] for variant in args.variants}
+    for seed in range(args.seeds):  # all variants once, then again: a table is there early
+        for variant in args.variants:
+            run = folder(args, variant, seed)
+            if not (run / "encoder.safetensors").exists():
+                print(f"pretraining {run}", flush=True)
+                subprocess.run([sys.executable, str(script), *command(args, variant, seed)], check=True)
+            if data is None:
+                run_settings = json.loads((run / "config.json").read_text())
+                data = load(run_settings["data"], run_settings["image_size"], PartialState().device)
+                labels_of(data.test)
+            found[variant].append(judge(run, args, data, seed))
+
+    rows: dict[str, Any] = {}
+    first = found[args.variants[0]]
+    for variant, each in found.items():
+        rows[variant] = {"options": " ".join(VARIANTS[variant]) or "(base)"}
+        for name in each[0]:
+            pairs = zip(each, first, strict=True)
+            rows[variant][name] = mean_spread([one[name] for one in each])
+            rows[variant][f"{name}, difference"] = mean_spread([one[name] - base[name] for one, base in pairs])
+    columns = {"probe": "linear probe", "neighbours": "20 neighbours", "fine-tuned": f"{args.labels:g} % fine-tuned"}
+    print(f"\nAccuracy in percent on held-out images; {args.seeds} pretraining seed(s).\n")
+    print(f"{'':<16}" + "".join(f"{title:>16}" for title in columns.values()) + f"{'difference':>16}  options")
+    for variant, row in rows.items():
+        cells = [written(row[name]) for name in columns] + [written(row["fine-tuned, difference"], "+")]
+        print(f"{variant:<16}" + "".join(f"{cell:>16}" for cell in cells) + f"  {row['options']}")
+    save_text(
+        args.folder / "ablation.json", json.dumps({**settings, "seeds": args.seeds, "rows": rows}, indent=1) + "\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
