@@ -146,9 +146,12 @@ class Run:
 
     @property
     def step(self) -> int:
-        from checkpoint import about
-
-        return int(about(self.checkpoint)["step"]) if self.checkpoint.exists() else 0
+        if not self.checkpoint.exists():
+            return 0
+        # Read at once: safetensors opens a file twice, and the run may put another in its place in between.
+        whole = self.checkpoint.read_bytes()
+        header = json.loads(whole[8 : 8 + int.from_bytes(whole[:8], "little")])
+        return int(json.loads(header["__metadata__"]["about"])["step"])
 
     @property
     def lines(self) -> list[dict[str, float]]:

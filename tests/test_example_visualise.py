@@ -194,7 +194,7 @@ def test_wrong_arguments_end_before_anything_is_drawn(
         ((run, "--patches", "2,5"), r"from 1 to 4; got 2,5"),
         ((run, "--patches", "0,1"), r"from 1 to 4; got 0,1"),
         ((run, "--data", photos), "takes images of 1 channels; photos has 3"),
-        ((run, "--data", "nowhere"), "there is no 'nowhere'"),
+        ((run, "--data", "nowhere"), "there is no folder 'nowhere'"),
     ):
         with pytest.raises(SystemExit, match=error):
             visualise.main([str(word) for word in words])
