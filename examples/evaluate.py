@@ -343,7 +343,9 @@ def probe(penalty: float) -> Any:
     return make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=1000))
 
 
-def report(evaluation: Evaluation, results: dict[float, dict[str, Any]], args: argparse.Namespace) -> None:
+def report(
+    evaluation: Evaluation, results: dict[float, dict[str, Any]], args: argparse.Namespace, words: list[str]
+) -> None:
     """Print the table, and write it as evaluation.json and evaluation.png."""
     data, test_labels = evaluation.data, labels_of(evaluation.data.test)
     chance = 100 * float(test_labels.bincount().max()) / len(test_labels)
@@ -366,7 +368,7 @@ def report(evaluation: Evaluation, results: dict[float, dict[str, Any]], args: a
     if edges:
         print(f"The best learning rate is at the edge of --rates: {'; '.join(edges)}. Others may do better.")
     everything = {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", "examples/evaluate.py", *words]),
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("torch", "timm", "kornia", "scikit-learn")},
         "device": torch.cuda.get_device_name() if evaluation.device.type == "cuda" else evaluation.device.type,
@@ -513,7 +515,7 @@ def main(arguments: list[str] | None = None) -> None:
         methods = finetune_both(evaluation, percent, args) | judge_frozen(evaluation, percent, args)
         labelled = len(draw(train_labels, percent, 0, data.classes))
         results[percent] = {"percent": percent, "labelled": labelled, "methods": methods}
-    report(evaluation, results, args)
+    report(evaluation, results, args, sys.argv[1:] if arguments is None else arguments)
 
 
 if __name__ == "__main__":

@@ -61,6 +61,8 @@ def test_a_run_ends_in_a_table_a_file_and_a_chart(
     for words in ("360 held-out images", "5 % of labels", "gain by pretraining", "edge of --rates", "±"):
         assert words in printed
     assert (finished / "evaluation.png").read_bytes().startswith(b"\x89PNG")
+    whole = json.loads((finished / "evaluation.json").read_text())
+    assert whole["command"].split()[:3] == ["python", "examples/evaluate.py", str(finished)]
     found = figures(finished)
     assert set(found) == {
         "fine-tuned, pretrained", "fine-tuned, from scratch", "gain by pretraining", "linear probe, pretrained",
