@@ -1,14 +1,14 @@
 """What matters in pretraining: variants of one base configuration, pretrained and judged alike, in one table.
 
     python examples/ablate.py runs/ablation --variants groups tokens --seeds 2 -- --data PATH --epochs 16 --dim 96
-    python examples/ablate.py runs/ablation             # goes on, or prints the table again
 
 Everything after ``--`` goes to pretrain.py for every variant. Each variant and seed is a run folder of its own inside
 runs/ablation, pretrained by pretrain.py and judged by evaluate.py's code: linear probe and nearest neighbours on frozen
 features with all labels, and fine-tuning with ``--labels`` percent of them at ``--rate`` for ``--steps``, which are the
 same for all variants (search them once, with evaluate.py on the base). What is finished is not done again. The
 table is printed and written to ablation.json: mean and standard deviation over pretraining seeds, each of which has a
-draw of labels of its own; and, paired over the seeds, the difference from the first variant.
+draw of labels of its own; and, paired over the seeds, the difference from the first variant. The same command goes on
+where it was stopped; with other variants or more seeds it adds to what is there.
 """
 
 from __future__ import annotations
@@ -96,17 +96,14 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(given[:split])
     args.base = given[split + 1 :]
     settings = {name: value for name, value in vars(args).items() if name not in ("folder", "variants", "seeds")}
+    if not args.base:
+        raise SystemExit("give the base configuration after --, such as: -- --data PATH --epochs 16")
     kept = args.folder / "base.json"
     if kept.exists():
         before = json.loads(kept.read_text())
-        if not args.base:  # goes on with what it was begun with
-            args.base = before["base"]
-            settings = {**settings, "base": args.base}
         for name, value in settings.items():
             if before[name] != value:
                 raise SystemExit(f"{args.folder} was made with {name} {before[name]}, not {value}; take another folder")
-    elif not args.base:
-        raise SystemExit("give the base configuration after --, such as: -- --data PATH --epochs 16")
     if any(variant.startswith("epochs") for variant in args.variants) and "--epochs" not in args.base:
         raise SystemExit("the variants of the epochs need --epochs in the base configuration, after --")
     args.folder.mkdir(parents=True, exist_ok=True)

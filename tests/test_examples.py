@@ -169,7 +169,7 @@ def test_an_ablation_goes_on_where_it_was_stopped(
     assert not (tmp_path / "ablation").exists()
     run("--variants", "groups", *base)
     before = (tmp_path / "ablation/groups-seed0/autoencoder.safetensors").stat().st_mtime_ns
-    table = run("--variants", "groups", "tokens", "epochs-x2")  # the base is known
+    table = run("--variants", "groups", "tokens", "epochs-x2", *base)
     assert all(name in table for name in ("groups", "tokens", "epochs-x2", "linear probe", "10 % fine-tuned"))
     assert (tmp_path / "ablation/groups-seed0/autoencoder.safetensors").stat().st_mtime_ns == before
     made = {name: json.loads((tmp_path / f"ablation/{name}-seed0/config.json").read_text()) for name in
@@ -180,4 +180,4 @@ def test_an_ablation_goes_on_where_it_was_stopped(
     difference = rows["tokens"]["fine-tuned"]["mean"] - rows["groups"]["fine-tuned"]["mean"]
     assert rows["tokens"]["fine-tuned, difference"]["mean"] == pytest.approx(difference)
     with pytest.raises(SystemExit, match="was made with labels 10"):
-        run("--labels", 20)
+        run("--labels", 20, *base)
