@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
-def write_whole(path: Path, write: Any) -> None:
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Call ``write(path)`` with another name, and give the file its own once it is on the disk."""
     unfinished = path.with_name(path.name + ".unfinished")
     write(unfinished)

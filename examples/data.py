@@ -10,6 +10,7 @@ import inspect
 import os
 import random
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -39,7 +40,10 @@ SHUFFLED = 1000  # images of a stream that each worker holds and draws from
 
 
 class Raw(NamedTuple):
-    """A batch as it is stored: images ``(B, C, S, S)`` on the device, and ``number`` (B,) int64 as it was asked for."""
+    """A batch as it is stored: images ``(B, C, S, S)`` on the device, and their ``number`` (B,) int64.
+
+    That is what was asked for, but where another image stands in for one that cannot be read.
+    """
 
     images: Tensor
     number: Tensor
@@ -129,7 +133,7 @@ class Memory:
             yield Raw(self.images[number % len(self)], number)
 
 
-class Decoded(Dataset[Any]):
+class Decoded(Dataset[Any], ABC):
     """Images that worker processes decode as they are needed."""
 
     def __init__(self, length: int, labels: Tensor | None, side: int, device: torch.device) -> None:
@@ -139,9 +143,9 @@ class Decoded(Dataset[Any]):
     def __len__(self) -> int:
         return self.length
 
+    @abstractmethod
     def __getitems__(self, numbers: list[int]) -> tuple[Tensor, Tensor, list[tuple[str, str]]]:
         """Return a batch, its numbers, and what could not be read with the reasons. A worker's part."""
-        raise NotImplementedError
 
     def batches(self, numbers: Iterable[Tensor]) -> Iterator[Raw]:
         ahead = iter(numbers)

@@ -499,7 +499,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(f"{args.run} is not finished: the pretrain.py command that it was made with goes on with it")
     settings = json.loads((args.run / "config.json").read_text())
     name, device = args.data or settings["data"], PartialState().device
-    data = load(name, settings["image_size"], device)
+    data = load(name, settings["image_size"], device, None if args.data else settings["samples_per_epoch"])
     evaluation = Evaluation(args.run, settings, data, device, name)
     train_labels, _ = labels_of(data.train), labels_of(data.test)
     channels = evaluation.weights["encoder.patch_embed.proj.weight"].shape[1]

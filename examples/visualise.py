@@ -58,26 +58,11 @@ def outline(axis: Axes, chosen: Tensor, patch_size: tuple[int, int], color: str)
     """Draw a line around the chosen patches ``(gh, gw)`` of a picture whose patches have this size."""
     height, width = patch_size
     inside = nn.functional.pad(chosen.cpu(), (1, 1, 1, 1))
+    style: dict[str, Any] = {"colors": color, "linewidth": 1, "clip_on": False, "zorder": 3}
     row, column = (inside[1:-1, 1:] != inside[1:-1, :-1]).nonzero().T.numpy()
-    axis.vlines(
-        column * width - 0.5,
-        row * height - 0.5,
-        (row + 1) * height - 0.5,
-        color,
-        linewidth=0.8,
-        clip_on=False,
-        zorder=3,
-    )
+    axis.vlines(column * width - 0.5, row * height - 0.5, (row + 1) * height - 0.5, **style)
     row, column = (inside[1:, 1:-1] != inside[:-1, 1:-1]).nonzero().T.numpy()
-    axis.hlines(
-        row * height - 0.5,
-        column * width - 0.5,
-        (column + 1) * width - 0.5,
-        color,
-        linewidth=1,
-        clip_on=False,
-        zorder=3,
-    )
+    axis.hlines(row * height - 0.5, column * width - 0.5, (column + 1) * width - 0.5, **style)
 
 
 @torch.no_grad()
@@ -274,7 +259,8 @@ def main(arguments: list[str] | None = None) -> None:
             raise SystemExit(f"--patches takes rows and columns from 1 to {rows}; got {row + 1},{column + 1}")
 
     accelerator = Accelerator()
-    data = load(args.data or settings["data"], settings["image_size"], accelerator.device)
+    samples = None if args.data else settings["samples_per_epoch"]
+    data = load(args.data or settings["data"], settings["image_size"], accelerator.device, samples)
     if len(held_out(data)[0]) < 3:
         raise SystemExit(f"{data.name} has fewer than three {held_out(data)[1]}: an image, its donor and a third one")
     weights = tensors(saved)
