@@ -398,12 +398,13 @@ def which(images: Tensor) -> list[int]:
 def test_a_stream_gives_the_sizes_that_are_asked_for(data: Any, tmp_path: Path) -> None:
     loaded = data.load(write_shards(tmp_path, 4), 32, CPU, 1000)
     assert (len(loaded.train), loaded.train.labels, loaded.test) == (1000, None, None)
-    numbers = [torch.arange(n) + n for n in (8, 8, 3, 64)]
+    sizes = (8, 8, 3, 512)
+    numbers = [torch.arange(n) + n for n in sizes]
     batches = list(loaded.train.batches(numbers))
-    assert [batch.images.shape for batch in batches] == [(n, 3, SIDE, SIDE) for n in (8, 8, 3, 64)]
+    assert [batch.images.shape for batch in batches] == [(n, 3, SIDE, SIDE) for n in sizes]
     assert all(torch.equal(batch.number, number) for batch, number in zip(batches, numbers, strict=True))
     seen = which(torch.cat([batch.images for batch in batches]))
-    assert set(seen) == set(range(20))
+    assert set(seen) == set(range(20))  # of over 500 draws one image is missing once in 10^10 times
     assert seen != sorted(seen)
 
 
