@@ -5,8 +5,8 @@
     python examples/evaluate.py runs/x --labels 1 10 --epochs 5 10 --rates 5e-4 1e-3 2e-3 4e-3
 
 Full fine-tuning is the same code for both sides: AdamW, weight decay 0.05, a tenth of the steps of warm-up and then a
-cosine, gradients clipped at 3, batches of 50. Learning rate and length are searched for each side and share of labels
-by itself, over the same grid:
+cosine, gradients clipped at 3, batches of 50, in bf16 if the run was pretrained so. Learning rate and length are
+searched for each side and share of labels by itself, over the same grid:
 
 1. Every one of ``--rates`` is tried at the first budget. A budget is so many ``--epochs`` over the labelled images, but
    at least so many ``--steps``.
@@ -100,11 +100,20 @@ def draw_for_search(labels: Tensor, percent: float, seed: int, classes: list[str
 
 
 def finetune(
-    model: Classifier, data: Data, source: Source, labelled: Tensor, lr: float, steps: int, seed: int, label: str
+    model: Classifier,
+    data: Data,
+    source: Source,
+    labelled: Tensor,
+    lr: float,
+    steps: int,
+    seed: int,
+    bf16: bool,
+    label: str,
 ) -> None:
     """Train all weights on the labelled images: AdamW, weight decay 0.05, a cosine after a tenth of the steps."""
     views, batch_size, warmup = Views(data), batch_of(len(labelled)), max(1, steps // 10)
-    labels = labels_of(source).to(model.head.weight.device)
+    device = model.head.weight.device
+    labels = labels_of(source).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
     numbers = (number % len(labelled) for number in order(len(labelled), batch_size, seed, 0, steps))
     model.train()
@@ -114,7 +123,9 @@ def finetune(
         for group in optimizer.param_groups:
             group["lr"] = lr * ((step + 1) / warmup if step < warmup else 0.5 * (1 + math.cos(math.pi * share)))
         torch.manual_seed(seed_of(seed, step))
-        loss = F.cross_entropy(model(views.augmented(raw.images)), labels[raw.number % len(labels)])
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            logits = model(views.augmented(raw.images))
+        loss = F.cross_entropy(logits.float(), labels[raw.number % len(labels)])
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 3.0)
@@ -197,7 +208,8 @@ class Evaluation:
             side, lr, steps, seed = (job[name] for name in ("side", "lr", "steps", "seed"))
             model = Classifier(self.autoencoder(side, seed), len(self.data.classes)).to(self.device)
             what = f"{side}, rate {lr:g}, seed {seed}{label}"
-            finetune(model, self.data, self.data.train, labelled, lr, steps, seed, what)
+            bf16 = self.settings["precision"] == "bf16"
+            finetune(model, self.data, self.data.train, labelled, lr, steps, seed, bf16, what)
             logits, labels = outputs(model.eval(), self.data, *scored)
             return 100 * float((logits.argmax(1) == labels).mean())
 

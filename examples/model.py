@@ -6,6 +6,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.layers.config import set_fused_attn
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -34,6 +35,8 @@ class Autoencoder(nn.Module):
         decoder_depth: int = 2,
     ) -> None:
         super().__init__()
+        # On a CPU a step with PyTorch's fused attention takes up to three times as long: its backward pass in bf16.
+        set_fused_attn(torch.accelerator.is_available())
         encoder = timm.create_model(name, pretrained=False, **options)
         if not isinstance(encoder, VisionTransformer):
             raise SystemExit(f"{name} is no VisionTransformer of timm; take one such as vit_tiny_patch16_224")

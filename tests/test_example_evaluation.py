@@ -175,6 +175,24 @@ def test_the_sides_differ_in_their_weights_alone(finished: Path, evaluate: Modul
     assert not torch.equal(other["encoder.blocks.0.attn.qkv.weight"], theirs["encoder.blocks.0.attn.qkv.weight"])
 
 
+@pytest.mark.parametrize(("precision", "dtype"), [("no", torch.float32), ("bf16", torch.bfloat16)])
+def test_fine_tuning_takes_the_precision_of_the_run(
+    run: Path, evaluate: ModuleType, monkeypatch: pytest.MonkeyPatch, precision: str, dtype: torch.dtype
+) -> None:
+    settings = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(settings | {"precision": precision}))
+    forward, trained, judged = evaluate.Classifier.forward, set(), set()
+
+    def listening(self: Any, images: Tensor) -> Tensor:
+        logits: Tensor = forward(self, images)
+        (trained if self.training else judged).add(logits.dtype)
+        return logits
+
+    monkeypatch.setattr(evaluate.Classifier, "forward", listening)
+    evaluate.main([str(run), *QUICK, "--labels", "10", "--rates", "1e-3"])
+    assert (trained, judged) == ({dtype}, {torch.float32})
+
+
 def test_what_was_killed_goes_on_and_runs_nothing_twice(run: Path, finished: Path, evaluate: ModuleType) -> None:
     whole = (finished / "evaluation.jsonl").read_bytes()
     found, kept = run / "evaluation.jsonl", whole.splitlines(keepends=True)[:12]
