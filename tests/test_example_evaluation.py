@@ -181,7 +181,9 @@ def test_fine_tuning_takes_the_precision_of_the_run(
 ) -> None:
     settings = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(settings | {"precision": precision}))
-    forward, trained, judged = evaluate.Classifier.forward, set(), set()
+    forward = evaluate.Classifier.forward
+    trained: set[torch.dtype] = set()
+    judged: set[torch.dtype] = set()
 
     def listening(self: Any, images: Tensor) -> Tensor:
         logits: Tensor = forward(self, images)
