@@ -27,7 +27,7 @@ from report import about_machine, print_markdown
 sys.path.append(str(Path(__file__).parent.parent / "examples"))
 import pretrain
 from data import Memory, Views, order, photographs
-from model import build, masks
+from model import build, masks, parameters
 
 from gmml_aug import patch_to_pixel
 
@@ -60,7 +60,7 @@ def main() -> None:
     model = build(settings, data.channels)[0]
     if args.compile:
         model.compile()
-    model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
+    model, optimizer = accelerator.prepare(model, torch.optim.AdamW(parameters(model, weight_decay=0.04)))
     corrupt, views = masks(settings), Views(data)
 
     numbers = order(here.images, args.batch_size, args.seed, 0, 10**9)

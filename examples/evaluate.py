@@ -48,7 +48,7 @@ import torch.nn.functional as F
 from accelerate import PartialState
 from checkpoint import save_text, tensors
 from data import Data, Source, Views, load, order, pick_labelled, seed_of
-from model import Autoencoder, Classifier, build
+from model import Autoencoder, Classifier, build, parameters
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
@@ -114,7 +114,7 @@ def finetune(
     views, batch_size, warmup = Views(data), batch_of(len(labelled)), max(1, steps // 10)
     device = model.head.weight.device
     labels = labels_of(source).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
+    optimizer = torch.optim.AdamW(parameters(model, 0.05))
     numbers = (number % len(labelled) for number in order(len(labelled), batch_size, seed, 0, steps))
     model.train()
     batches = source.batches(labelled[number] for number in numbers)

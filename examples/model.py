@@ -9,6 +9,7 @@ import torch
 from timm.layers.config import set_fused_attn
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models.vision_transformer import VisionTransformer
+from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
 from gmml_aug import GroupMask
@@ -103,6 +104,14 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.head(self.norm(self.body.features(images).mean(1)))
         return logits
+
+
+def parameters(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Return the parameters in groups for AdamW: biases, norms, positions and class tokens do not decay."""
+    kept = {"pos_embed", "cls_token", "reg_token"}
+    names = [name for name, _ in model.named_parameters() if name.rpartition(".")[2] in kept]
+    groups: list[dict[str, Any]] = param_groups_weight_decay(model, weight_decay, no_weight_decay_list=names)
+    return groups
 
 
 def build(settings: dict[str, Any], channels: int) -> tuple[Autoencoder, dict[str, Any]]:

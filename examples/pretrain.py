@@ -30,7 +30,7 @@ from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list
 from checkpoint import about, restore, save_tensors, save_text, state, tensors
 from data import Data, Raw, Views, load, order, pick_labelled, seed_of
 from evaluate import compare_on_few_labels
-from model import build, masks
+from model import build, masks, parameters
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
@@ -100,6 +100,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     option("batch-size", "images a step, over all processes", type=int)
     option("accumulation", "parts that a step's batch is cut into", type=int, default=1)
     option("base-lr", "peak learning rate for a batch of 256", type=float)
+    option("weight-decay", "from, to, on a cosine", type=float, nargs=2, default=(0.04, 0.4))
     option("clip", "largest norm of the gradient", type=float, default=3.0)
     option(
         "precision",
@@ -124,6 +125,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
             parser.error(f"--{name.replace('_', '-')} is at least {least}; got {value}")
         if isinstance(value, float) and not 0 < value < math.inf:
             parser.error(f"--{name.replace('_', '-')} is more than 0 and finite; got {value}")
+    if not all(0 <= decay < math.inf for decay in args.weight_decay):
+        parser.error(f"--weight-decay takes two numbers of at least 0; got {args.weight_decay}")
     missing = set(args.log_with) - {str(tracker.value) for tracker in get_available_trackers()}
     if missing:
         parser.error(
@@ -151,7 +154,7 @@ def schedule(args: argparse.Namespace, step: int, steps: int, per_epoch: int) ->
     """Return the learning rate and the weight decay of a step."""
     peak, warmup = args.base_lr * args.batch_size / 256, max(1, min(10 * per_epoch, steps // 4))
     rate = peak * (step + 1) / warmup if step < warmup else cosine(peak, 1e-6, (step - warmup) / (steps - warmup))
-    return rate, cosine(0.04, 0.4, step / steps)
+    return rate, cosine(*args.weight_decay, step / steps)
 
 
 def pretrain(args: argparse.Namespace, settings: dict[str, Any], data: Data, accelerator: Accelerator) -> None:
@@ -162,7 +165,8 @@ def pretrain(args: argparse.Namespace, settings: dict[str, Any], data: Data, acc
         block.requires_grad_(False)  # no gradient comes back to them: DDP would wait for one
     if args.compile:
         model.compile()
-    model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
+    model, optimizer = accelerator.prepare(model, torch.optim.AdamW(parameters(model, weight_decay=1.0)))
+    decays = [group["weight_decay"] for group in optimizer.param_groups]  # 1.0, or 0.0 for biases, norms, positions
     corrupt, views = masks(settings), Views(data)
     checkpoint, metrics = args.output / "checkpoint.safetensors", args.output / "metrics.jsonl"
 
@@ -187,8 +191,8 @@ def pretrain(args: argparse.Namespace, settings: dict[str, Any], data: Data, acc
     progress = tqdm(range(first, steps), "pretraining", steps, initial=first, disable=not accelerator.is_main_process)
     for step in progress:
         rate, decay = schedule(args, step, steps, per_epoch)
-        for group in optimizer.param_groups:
-            group["lr"], group["weight_decay"] = rate, decay
+        for group, share in zip(optimizer.param_groups, decays, strict=True):
+            group["lr"], group["weight_decay"] = rate, share * decay
         recent.append(update(args, step, batches, views, corrupt, model, optimizer, accelerator))
 
         done = step + 1

@@ -42,6 +42,7 @@ FEW = (
     "1",
     *TINY[2:],
 )
+CLASS = "encoder.cls_token"
 ALONE = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
 LAUNCHED = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1"}  # as accelerate launch leaves it there; the option counts
 
@@ -265,6 +266,22 @@ def test_a_folder_of_other_things_is_refused(tmp_path: Path) -> None:
     assert [path.name for path in run.folder.iterdir()] == ["thesis.tex"]
 
 
+def test_weights_decay_but_no_norms_or_positions(tmp_path: Path) -> None:
+    from model import build
+    from safetensors.torch import load_file
+
+    run = Run(tmp_path / "run", *TINY, "--epochs", 1, "--base-lr", 1e-2, "--weight-decay", 50, 50)
+    assert run.all() == [0], run.said
+    torch.manual_seed(0)
+    before = build(json.loads((run.folder / "config.json").read_text()), 1)[0].state_dict()
+    after = load_file(run.folder / "autoencoder.safetensors")
+    left = {name: float(after[name].norm() / weight.norm()) for name, weight in before.items()}
+    kept = {name for name, share in left.items() if ("norm" in name and "weight" in name) or "pos_embed" in name}
+    assert len(kept) == 6
+    assert all(left[name] > 0.95 for name in kept)
+    assert all(left[name] < 0.5 for name, weight in before.items() if weight.ndim > 1 and name not in kept | {CLASS})
+
+
 @pytest.mark.parametrize(
     ("options", "error"),
     [
@@ -275,6 +292,7 @@ def test_a_folder_of_other_things_is_refused(tmp_path: Path) -> None:
         (("--epochs", 0), "--epochs is at least 1; got 0"),
         (("--seed", -1), "--seed is at least 0; got -1"),
         (("--base-lr", "nan"), "--base-lr is more than 0 and finite; got nan"),
+        (("--weight-decay", -1, 0), "--weight-decay takes two numbers of at least 0; got [-1.0, 0.0]"),
         (("--patch-size", 3), "is no multiple of the patch"),
         (("--log-with", "a-drum"), "--log-with a-drum: Accelerate knows no such tracker"),
         (("--ratio", 0.9, 0.1), "ratio"),
