@@ -4,6 +4,7 @@
     python examples/pretrain.py --data PATH --output runs/x    # a folder of images, with or without a folder a class
     python examples/pretrain.py --data torchvision:CIFAR10     # a data set of torchvision
     accelerate launch --num_processes 2 examples/pretrain.py   # the same run on two devices, or on several machines
+    torchrun --nproc_per_node 2 examples/pretrain.py           # the same; where there is no GPU, on two CPU processes
 
 Killed at any step, the same command goes on from the last checkpoint. The run folder holds config.json, metrics.jsonl,
 checkpoint.safetensors, reconstructions/, and at the end autoencoder.safetensors, encoder.safetensors with encoder.json
@@ -179,7 +180,10 @@ def pretrain(args: argparse.Namespace, settings: dict[str, Any], data: Data, acc
         first, unsaid = note["step"], note["unsaid"]
         if accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(note["scaler"])
-        accelerator.print(f"resumes {args.output} from step {first} of {steps}", flush=True)
+        accelerator.print(f"resumes {args.output} from step {first} of {steps}")
+    where = f"{accelerator.num_processes} processes, {accelerator.device.type}"  # a launcher can start fewer than asked
+    weights = sum(weight.numel() for weight in model.parameters())
+    accelerator.print(f"pretrains {weights:,} weights on {len(data.train):,} images; {where}", flush=True)
     if accelerator.is_main_process:  # lines of steps after the checkpoint come again
         save_text(metrics, "".join(line for line in whole_lines(metrics) if json.loads(line)["step"] <= first))
 

@@ -308,15 +308,26 @@ def test_what_will_not_work_is_refused_before_anything_is_written(
     assert not run.folder.exists()
 
 
-def test_accelerate_launch_gives_what_one_process_gives(whole: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("launcher", "processes"),
+    [
+        # For CPUs it starts one process, whatever it is asked for, unless it is given MPI.
+        (("accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+          "--mixed_precision", "no", "--main_process_port", "0"), 1),
+        (("torch.distributed.run", "--standalone", "--nproc_per_node", "2"), 2),
+    ],
+    ids=["accelerate", "torchrun"],
+)  # fmt: skip
+def test_a_launcher_gives_what_one_process_gives(
+    whole: Run, tmp_path: Path, launcher: tuple[str, ...], processes: int
+) -> None:
     run = Run(tmp_path / "run", *TINY)  # with checkpoints at other steps, which change no line
-    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2"]
-    command = [*launch, "--num_machines", "1", "--mixed_precision", "no", "--main_process_port", "0"]
     done = subprocess.run(
-        [*command, str(EXAMPLES / "pretrain.py"), *run.arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120, check=False,
+        [sys.executable, "-m", *launcher, str(EXAMPLES / "pretrain.py"), *run.arguments],
+        env={**os.environ, **ALONE}, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert done.stdout.count(f"images; {processes} processes, cpu") == 1
     assert [line["step"] for line in run.lines] == LINES
     assert run.losses == pytest.approx(whole.losses, abs=1e-4)
 
