@@ -9,7 +9,7 @@ import torch
 from timm.layers.config import set_fused_attn
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models.vision_transformer import VisionTransformer
-from timm.optim import param_groups_weight_decay
+from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from gmml_aug import GroupMask

@@ -155,7 +155,7 @@ def schedule(args: argparse.Namespace, step: int, steps: int, per_epoch: int) ->
     """Return the learning rate and the weight decay of a step."""
     peak, warmup = args.base_lr * args.batch_size / 256, max(1, min(10 * per_epoch, steps // 4))
     rate = peak * (step + 1) / warmup if step < warmup else cosine(peak, 1e-6, (step - warmup) / (steps - warmup))
-    return rate, cosine(*args.weight_decay, step / steps)
+    return rate, cosine(args.weight_decay[0], args.weight_decay[1], step / steps)
 
 
 def pretrain(args: argparse.Namespace, settings: dict[str, Any], data: Data, accelerator: Accelerator) -> None:
