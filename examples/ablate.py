@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--labels", type=float, default=10.0, help="percent, for fine-tuning; default 10")
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate of fine-tuning; default 1e-3")
     parser.add_argument("--steps", type=int, default=600, help="of fine-tuning; default 600")
-    parser.add_argument("--penalty", type=float, default=0.01, help="scikit-learn's C of the probe; default 0.01")
+    parser.add_argument("--penalty", type=float, default=1.0, help="scikit-learn's C of the probe; default 1")
     given = sys.argv[1:] if arguments is None else arguments
     split = given.index("--") if "--" in given else len(given)
     args = parser.parse_args(given[:split])
