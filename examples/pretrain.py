@@ -181,7 +181,7 @@ def pretrain(args: argparse.Namespace, settings: dict[str, Any], data: Data, acc
         if accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(note["scaler"])
         accelerator.print(f"resumes {args.output} from step {first} of {steps}")
-    where = f"{accelerator.num_processes} processes, {accelerator.device.type}"  # a launcher can start fewer than asked
+    where = f"processes: {accelerator.num_processes}, device: {accelerator.device.type}"  # launchers may start fewer
     weights = sum(weight.numel() for weight in model.parameters())
     accelerator.print(f"pretrains {weights:,} weights on {len(data.train):,} images; {where}", flush=True)
     if accelerator.is_main_process:  # lines of steps after the checkpoint come again

@@ -327,7 +327,7 @@ def test_a_launcher_gives_what_one_process_gives(
         env={**os.environ, **ALONE}, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count(f"images; {processes} processes, cpu") == 1
+    assert done.stdout.count(f"images; processes: {processes}, device: cpu") == 1
     assert [line["step"] for line in run.lines] == LINES
     assert run.losses == pytest.approx(whole.losses, abs=1e-4)
 
