@@ -46,7 +46,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "digits": {
         "image_size": 8, "patch_size": 2, "dim": 64, "depth": 4, "heads": 4, "group_size": (1, 2),
         "epochs": 68, "batch_size": 64, "base_lr": 1.2e-2,
-        "finetune_steps": 200, "lr_scratch": 3e-3, "lr_pretrained": 6e-3,
+        "finetune_steps": 200, "lr_scratch": 4e-3, "lr_pretrained": 4e-3,
     },
     "photographs": {
         "image_size": 32, "patch_size": 4, "dim": 192, "depth": 6, "heads": 3, "group_size": (1, 3),
