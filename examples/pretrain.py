@@ -50,7 +50,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "photographs": {
         "image_size": 32, "patch_size": 4, "dim": 192, "depth": 6, "heads": 3, "group_size": (1, 3),
-        "epochs": 100, "batch_size": 128, "base_lr": 4e-3,
+        "epochs": 100, "batch_size": 128, "base_lr": 2.5e-3, "weight_decay": (0.04, 0.04),
         "finetune_steps": 200, "lr_scratch": 1e-3, "lr_pretrained": 1e-3,
     },
 }  # fmt: skip

@@ -136,6 +136,7 @@ class Run:
             assert all(process.is_alive() for process in self.running), self.said
             if when():
                 self.signal(signal.SIGSTOP)
+                time.sleep(0.05)  # it may run on for a moment
                 if when():
                     break
                 self.signal(signal.SIGCONT)
