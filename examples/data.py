@@ -24,7 +24,6 @@ import numpy as np
 import torch
 import torchvision
 from accelerate import PartialState
-from kornia.enhance import normalize
 from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -105,7 +104,8 @@ class Views:
         return self._normalised(self.to_size(_to_float(raw)))
 
     def _normalised(self, images: Tensor) -> Tensor:
-        return normalize(images, torch.tensor(self.data.mean), torch.tensor(self.data.std))
+        normalised: Tensor = v2.functional.normalize(images, self.data.mean, self.data.std)
+        return normalised
 
     def shown(self, images: Tensor) -> Tensor:
         """Return normalised images as they are shown, in [0, 1]."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from gmml_aug import Alien, GroupMask, MaskPlan, patch_to_pixel
 
+pytest.importorskip("kornia", minversion="0.9")  # which Python 3.10 does not have
 K = pytest.importorskip("kornia.augmentation")
 from gmml_aug.interop.kornia import RandomGroupMask  # noqa: E402
 
