@@ -337,6 +337,7 @@ def main(arguments: list[str] | None = None) -> None:
         json.dumps({name: value for name, value in vars(args).items() if name != "output"}, default=str)
     )
     accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # unsaid, torchrun's processes on CPUs would not know of each other
         mixed_precision=args.precision,
         # As a plugin: the bare number gives way to one in the environment.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=args.accumulation),

@@ -43,7 +43,9 @@ FEW = (
     *TINY[2:],
 )
 CLASS = "encoder.cls_token"
-ALONE = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+ALONE = {"OMP_NUM_THREADS": "1"}
+if torch.accelerator.is_available():  # set nowhere else: users on CPUs do not set it
+    ALONE["ACCELERATE_USE_CPU"] = "true"
 LAUNCHED = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1"}  # as accelerate launch leaves it there; the option counts
 
 
