@@ -56,7 +56,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     stored = here.stored_size or round(args.image_size * 8 / 7)
     images = torch.randint(0, 256, (here.images, 3, stored, stored), dtype=torch.uint8).to(device)
-    data = photographs("random", Memory(images, None), None, [], args.image_size)
+    data = photographs("random", [Memory(images, None)], [], args.image_size)
     model = build(settings, data.channels)[0]
     if args.compile:
         model.compile()

@@ -15,15 +15,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import pretrain
 from accelerate import PartialState
 from checkpoint import save_text
-from data import load
-from evaluate import Evaluation, draw, labels_of, mean_spread, probe, written
+from data import load, the_same_images
+from evaluate import Evaluation, draw, labels_of, mean_spread, probe, to_classify, written
 from sklearn.neighbors import KNeighborsClassifier
 from torch import arange
 
@@ -64,6 +66,7 @@ def folder(args: argparse.Namespace, variant: str, seed: int) -> Path:
 def judge(run: Path, args: argparse.Namespace, data: Any, seed: int) -> dict[str, float]:
     """Return the accuracies, in percent, of one pretrained run; each is kept in its evaluation.jsonl."""
     settings = json.loads((run / "config.json").read_text())
+    the_same_images(run, settings, data)
     evaluation = Evaluation(run, settings, data, PartialState().device, settings["data"])
     labels = labels_of(data.train)
     everything = arange(len(labels))
@@ -98,18 +101,31 @@ def main(arguments: list[str] | None = None) -> None:
     settings = {name: value for name, value in vars(args).items() if name not in ("folder", "variants", "seeds")}
     if not args.base:
         raise SystemExit("give the base configuration after --, such as: -- --data PATH --epochs 16")
+    mine = {"--seed", "--draws", "--output"} & {word.partition("=")[0] for word in args.base}
+    if mine:
+        raise SystemExit(f"{', '.join(sorted(mine))} after --: ablate.py sets it for each run itself; leave it out")
+    if any(variant.startswith("epochs") for variant in args.variants) and "--epochs" not in args.base:
+        raise SystemExit("the variants of the epochs need --epochs in the base configuration, after --")
+    if len(set(args.variants)) < len(args.variants):
+        raise SystemExit(f"--variants names one twice: {' '.join(args.variants)}")
+    for name in ("seeds", "rate", "steps", "penalty"):
+        if not 0 < getattr(args, name) < math.inf:
+            raise SystemExit(f"--{name} is more than 0 and finite; got {getattr(args, name)}")
+    if not 0 < args.labels <= 100:
+        raise SystemExit(f"--labels is a percentage above 0 and at most 100; got {args.labels:g}")
     kept = args.folder / "base.json"
     if kept.exists():
         before = json.loads(kept.read_text())
         for name, value in settings.items():
             if before[name] != value:
                 raise SystemExit(f"{args.folder} was made with {name} {before[name]}, not {value}; take another folder")
-    if any(variant.startswith("epochs") for variant in args.variants) and "--epochs" not in args.base:
-        raise SystemExit("the variants of the epochs need --epochs in the base configuration, after --")
+    base = pretrain.parse(command(args, args.variants[0], 0))
+    data = load(base.data, base.image_size, PartialState().device, base.samples_per_epoch)
+    draw(to_classify(data), args.labels, 0, data.classes)  # says now what it cannot do
     args.folder.mkdir(parents=True, exist_ok=True)
     save_text(kept, json.dumps(settings, indent=1) + "\n")
 
-    script, data = Path(__file__).with_name("pretrain.py"), None
+    script = Path(__file__).with_name("pretrain.py")
     found: dict[str, list[dict[str, float]]] = {variant: [] for variant in args.variants}
     for seed in range(args.seeds):  # all variants once, then again: a table is there early
         for variant in args.variants:
@@ -117,10 +133,6 @@ def main(arguments: list[str] | None = None) -> None:
             if not (run / "encoder.safetensors").exists():
                 print(f"pretraining {run}", flush=True)
                 subprocess.run([sys.executable, str(script), *command(args, variant, seed)], check=True)
-            if data is None:
-                run_settings = json.loads((run / "config.json").read_text())
-                data = load(run_settings["data"], run_settings["image_size"], PartialState().device)
-                labels_of(data.test)
             found[variant].append(judge(run, args, data, seed))
 
     rows: dict[str, Any] = {}

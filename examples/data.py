@@ -6,6 +6,7 @@ workers. Crops, flips and jitter come after that, for a whole batch at once, on 
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import os
 import random
@@ -72,6 +73,7 @@ class Data:
     mean: list[float]
     std: list[float]
     augmentation: K.ImageSequential
+    fingerprint: str  # another for other images
 
     @property
     def channels(self) -> int:
@@ -282,7 +284,10 @@ def square(image: Image.Image, most: int) -> Tensor:
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers, whose range is not known")
     if image.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"its pixels go from {values.min()} to {values.max()}, beyond 16 bits")
+        image = Image.fromarray((values // 257).astype(np.uint8))
     tensor = v2.functional.pil_to_tensor(image.convert("RGB"))
     middle = v2.functional.center_crop(tensor, [min(tensor.shape[1:])])
     return to_side(middle, min(most, middle.shape[-1]))
@@ -323,15 +328,38 @@ def together(
     return torch.stack([to_side(stacked[i, :, :n, :n], largest) for i, n in enumerate(sides)]), places
 
 
-def from_files(paths: list[Path], labels: list[int] | None, image_size: int, device: torch.device) -> Source:
+Samples = list[tuple[str, int]]  # paths and labels
+
+
+def from_files(parts: list[Samples], labelled: bool, image_size: int, device: torch.device) -> list[Source]:
+    """Return a source for each part: all of them in memory, or none."""
     side = stored_side(image_size)
-    targets = None if labels is None else torch.tensor(labels)
-    if len(paths) * 3 * side**2 > MEMORY:
-        return Files(paths, targets, side, device)
-    with ThreadPoolExecutor(cores()) as pool:
-        read_all = zip(paths, pool.map(lambda path: read(path, side), paths), strict=True)
-        images, places = together(read_all, len(paths), image_size)
-    return Memory(images.to(device), None if targets is None else targets[places])
+    in_memory = sum(map(len, parts)) * 3 * side**2 <= MEMORY
+    sources: list[Source] = []
+    for part in parts:
+        paths = [Path(path) for path, _ in part]
+        labels = torch.tensor([label for _, label in part]) if labelled else None
+        if not in_memory:
+            sources.append(Files(paths, labels, side, device))
+            continue
+        with ThreadPoolExecutor(cores()) as pool:
+            read_all = zip(paths, pool.map(lambda path: read(path, side), paths), strict=True)
+            images, places = together(read_all, len(paths), image_size)
+        sources.append(Memory(images.to(device), None if labels is None else labels[places]))
+    return sources
+
+
+def alike(parts: list[Source]) -> None:
+    """Bring images in memory to one size: of larger ones the plain view would cut the rim off, of smaller ones not."""
+    held = [part for part in parts if isinstance(part, Memory)]
+    side = max((part.images.shape[-1] for part in held), default=0)
+    for part in held:
+        if part.images.shape[-1] < side:
+            part.images = torch.cat([to_side(images, side) for images in part.images.split(1000)])
+
+
+def fingerprint(*what: object) -> str:
+    return hashlib.sha256(repr(what).encode()).hexdigest()[:12]
 
 
 def split(labels: Iterable[int], name: object) -> tuple[list[int], list[int]]:
@@ -347,14 +375,18 @@ def split(labels: Iterable[int], name: object) -> tuple[list[int], list[int]]:
     return train, test
 
 
-def photographs(name: str, train: Source, test: Source | None, classes: list[str], image_size: int) -> Data:
+def photographs(name: str, parts: list[Source], classes: list[str], image_size: int, *what: object) -> Data:
+    """Return the data of a training part and perhaps a held-out one; ``what`` tells these images from others."""
+    alike(parts)
+    train, test = parts[0], parts[1] if len(parts) > 1 else None
     augmentation = K.ImageSequential(
         K.RandomResizedCrop((image_size, image_size), scale=(0.4, 1.0)),
         K.RandomHorizontalFlip(),
         K.ColorJiggle(0.2, 0.2, 0.2, 0.05),
     )
     # The mean and standard deviation of ImageNet, as everywhere.
-    return Data(name, train, test, classes, image_size, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225], augmentation)
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    return Data(name, train, test, classes, image_size, mean, std, augmentation, fingerprint(*what))
 
 
 def digits(image_size: int, device: torch.device) -> Data:
@@ -374,6 +406,7 @@ def digits(image_size: int, device: torch.device) -> Data:
         mean=[images[train].mean().item()],
         std=[images[train].std().item()],
         augmentation=K.ImageSequential(K.RandomCrop((8, 8), padding=1)),  # by one pixel; digits are not to be mirrored
+        fingerprint=fingerprint("digits"),
     )
 
 
@@ -391,32 +424,34 @@ def folder(path: Path, image_size: int, device: torch.device) -> Data:
         except FileNotFoundError as error:
             raise SystemExit(f"--data {path}: {error}. It takes images alone, or a folder of images a class") from None
 
-    def source(samples: Iterable[tuple[str, int]]) -> Source:
-        paths, labels = zip(*samples, strict=True)
-        return from_files([Path(p) for p in paths], list(labels), image_size, device)
+    def of(parts: list[Samples], classes: list[str]) -> Data:
+        """Names, sizes and labels tell these files from others."""
+        files = [
+            [(os.path.relpath(name, path), os.path.getsize(name), label) for name, label in part] for part in parts
+        ]
+        sources = from_files(parts, bool(classes), image_size, device)
+        return photographs(path.resolve().name, sources, classes, image_size, files)
 
-    flat = sorted(p for p in path.iterdir() if p.is_file() and is_image(p.name))
+    flat = sorted(str(p) for p in path.iterdir() if p.is_file() and is_image(p.name))
     inside = [p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")]
     if flat and inside:
         raise SystemExit(
-            f"{path} has both images ({flat[0].name}, ...) and folders ({inside[0].name}, ...); it takes images alone, "
-            "without labels, or one folder a class"
+            f"{path} has both images ({Path(flat[0]).name}, ...) and folders ({inside[0].name}, ...); it takes images "
+            "alone, without labels, or one folder a class"
         )
-    name = path.resolve().name
     if flat:
-        return photographs(name, from_files(flat, None, image_size, device), None, [], image_size)
+        return of([[(name, 0) for name in flat]], [])
     parts = {part.name: part for part in inside if part.name in ("train", "test", "val")}
     if not parts:
         whole = tree(path)
-        train, test = ([whole.samples[i] for i in part] for part in split(whole.targets, path))
-        return photographs(name, source(train), source(test), whole.classes, image_size)
+        return of([[whole.samples[i] for i in part] for part in split(whole.targets, path)], whole.classes)
     held_out_part = parts.get("test") or parts.get("val")
     if "train" not in parts or held_out_part is None:
         raise SystemExit(f"{path} has {', '.join(parts)}; it needs train/ and test/ (or val/), or only the classes")
     train, test = tree(parts["train"]), tree(held_out_part)
     if train.classes != test.classes:
         raise SystemExit(f"{path}: train/ has {train.classes}, but {held_out_part.name}/ has {test.classes}")
-    return photographs(name, source(train.samples), source(test.samples), train.classes, image_size)
+    return of([train.samples, test.samples], train.classes)
 
 
 def of_torchvision(name: str, image_size: int, device: torch.device) -> Data:
@@ -462,11 +497,11 @@ def of_torchvision(name: str, image_size: int, device: torch.device) -> Data:
             ({"train": True}, {"train": False}) if "train" in options else ({"split": "train"}, {"split": "test"})
         )
         images, labels, classes = part(**of_train)
-        train, test = Memory(images, labels), Memory(*part(**of_test)[:2])
+        parts: list[Source] = [Memory(images, labels), Memory(*part(**of_test)[:2])]
     else:
         images, labels, classes = part()
-        train, test = (Memory(images[i], labels[i]) for i in split(labels.tolist(), f"torchvision:{name}"))
-    return photographs(name, train, test, classes, image_size)
+        parts = [Memory(images[i], labels[i]) for i in split(labels.tolist(), f"torchvision:{name}")]
+    return photographs(name, parts, classes, image_size, name, [len(each) for each in parts])
 
 
 def shards(name: str, samples_per_epoch: int | None, image_size: int, device: torch.device) -> Data:
@@ -489,7 +524,7 @@ def shards(name: str, samples_per_epoch: int | None, image_size: int, device: to
         next(source.encoded(random.Random(0)))
     except OSError as error:
         raise SystemExit(f"--data {name}: {error}") from None
-    return photographs(name, source, None, [], image_size)
+    return photographs(name, [source], [], image_size, urls, samples_per_epoch)
 
 
 def is_remote(name: str) -> bool:
@@ -512,6 +547,15 @@ def load(name: str, image_size: int, device: torch.device, samples_per_epoch: in
             f"there is no folder {name!r}"
         )
     return folder(Path(name), image_size, device)
+
+
+def the_same_images(run: Path, settings: dict[str, Any], data: Data) -> None:
+    """End here if images came, went or changed since the run: held-out ones may be among those that it trained on."""
+    if settings["version_of_images"] != data.fingerprint:
+        raise SystemExit(
+            f"the images of {settings['data']} are not those that {run} was pretrained on: some came, went or changed. "
+            f"Put them back; or give --data {settings['data']}, if none that is held out now was trained on"
+        )
 
 
 def seed_of(*numbers: int) -> int:

@@ -47,7 +47,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import PartialState
 from checkpoint import save_text, tensors
-from data import Data, Source, Views, load, order, pick_labelled, seed_of
+from data import Data, Source, Views, load, order, pick_labelled, seed_of, the_same_images
 from model import Autoencoder, Classifier, build, parameters
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
@@ -73,6 +73,14 @@ def labels_of(source: Source | None) -> Tensor:
             "class, with train/ and test/ above them or not"
         )
     return source.labels
+
+
+def to_classify(data: Data) -> Tensor:
+    """Return the labels of the training images; end here if there is nothing to tell apart."""
+    labels_of(data.test)
+    if len(data.classes) < 2:
+        raise SystemExit(f"{data.name} has one class, {data.classes[0]}: nothing is to be told apart")
+    return labels_of(data.train)
 
 
 def draw(labels: Tensor, percent: float, seed: int, classes: list[str]) -> Tensor:
@@ -175,7 +183,7 @@ class Evaluation:
 
     def once(self, job: dict[str, Any], work: Callable[[], float]) -> float:
         """Return the accuracy, in percent, that ``work()`` gives, or gave for the same job before."""
-        job = {"data": self.data_name, "weights": self.fingerprint, **job}
+        job = {"data": self.data_name, "images": self.data.fingerprint, "weights": self.fingerprint, **job}
         found = self.run / "evaluation.jsonl"
         text = found.read_text(errors="replace") if found.exists() else ""
         for line in text.splitlines():
@@ -490,9 +498,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
     args.rates, args.labels = sorted(set(args.rates)), sorted(set(args.labels))
     for name in ("rates", "epochs", "steps"):
-        if min(getattr(args, name)) <= 0:
-            parser.error(f"--{name} takes numbers above 0; got {min(getattr(args, name))}")
-    if args.labels[0] <= 0 or args.labels[-1] > 100:
+        if not all(0 < number < math.inf for number in getattr(args, name)):
+            parser.error(f"--{name} takes finite numbers above 0; got {getattr(args, name)}")
+    if not all(0 < percent <= 100 for percent in args.labels):
         parser.error(f"--labels takes percentages above 0 and at most 100; got {args.labels}")
     if not 1 <= args.seeds <= SEARCH_SEED:
         parser.error(f"--seeds is from 1 to {SEARCH_SEED}; got {args.seeds}")
@@ -513,7 +521,9 @@ def main(arguments: list[str] | None = None) -> None:
     name, device = args.data or settings["data"], PartialState().device
     data = load(name, settings["image_size"], device, None if args.data else settings["samples_per_epoch"])
     evaluation = Evaluation(args.run, settings, data, device, name)
-    train_labels, _ = labels_of(data.train), labels_of(data.test)
+    if not args.data:
+        the_same_images(args.run, settings, data)
+    train_labels = to_classify(data)
     channels = evaluation.weights["encoder.patch_embed.proj.weight"].shape[1]
     if channels != data.channels:
         raise SystemExit(

@@ -7,6 +7,7 @@ from typing import Any
 import timm
 import torch
 from timm.layers.config import set_fused_attn
+from timm.layers.patch_embed import PatchEmbed
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
@@ -38,9 +39,16 @@ class Autoencoder(nn.Module):
         super().__init__()
         # On a CPU a step with PyTorch's fused attention takes up to three times as long: its backward pass in bf16.
         set_fused_attn(torch.accelerator.is_available())
-        encoder = timm.create_model(name, pretrained=False, **options)
-        if not isinstance(encoder, VisionTransformer):
-            raise SystemExit(f"{name} is no VisionTransformer of timm; take one such as vit_tiny_patch16_224")
+        try:
+            encoder = timm.create_model(name, pretrained=False, **options)
+        except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+            raise SystemExit(f"timm makes no {name} of {options}: {error}") from None
+        if not isinstance(encoder, VisionTransformer) or not isinstance(encoder.patch_embed, PatchEmbed):
+            raise SystemExit(
+                f"{name} is no VisionTransformer of timm that embeds patches; take one such as vit_tiny_patch16_224"
+            )
+        if encoder.embed_dim % 4:
+            raise SystemExit(f"--dim is a multiple of 4, for sines and cosines of rows and columns; got {options}")
         self.encoder = encoder
         depth = len(encoder.blocks)
         blocks = blocks or [i for i in range(depth, 0, -2) if i >= depth / 2][::-1]
@@ -58,6 +66,11 @@ class Autoencoder(nn.Module):
         dim, channels, patch = encoder.embed_dim, encoder.patch_embed.proj.in_channels, encoder.patch_embed.patch_size
         pointwise = [layer for _ in range(decoder_depth) for layer in (nn.Conv2d(dim, dim, 1), nn.GELU())]
         self.decoder = nn.Sequential(*pointwise, nn.ConvTranspose2d(dim, channels, patch, stride=patch))
+
+    def unused(self) -> list[nn.Module]:
+        """Return what no reconstruction passes through: the blocks after the last fused one, a pooling of timm's."""
+        pooling = self.encoder.attn_pool
+        return [*self.encoder.blocks[self.blocks[-1] :], *([] if pooling is None else [pooling])]
 
     def outputs(self, images: Tensor, blocks: list[int]) -> list[Tensor]:
         """Return the patch tokens ``(B, tokens, dim)`` after each of the blocks, counted from 1, before any norm."""
@@ -108,7 +121,7 @@ class Classifier(nn.Module):
 
 def parameters(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Return the parameters in groups for AdamW: biases, norms, positions and class tokens do not decay."""
-    kept = {"pos_embed", "cls_token", "reg_token"}
+    kept = {"pos_embed", "cls_token", "dist_token", "reg_token"}
     names = [name for name, _ in model.named_parameters() if name.rpartition(".")[2] in kept]
     groups: list[dict[str, Any]] = param_groups_weight_decay(model, weight_decay, no_weight_decay_list=names)
     return groups

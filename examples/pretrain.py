@@ -137,7 +137,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--image-size {args.image_size} is no multiple of the patch, --patch-size {args.patch_size}")
     if args.output is None and "{" in args.data:
         parser.error("--data names shards: give the run folder too, --output")
-    args.output = args.output or Path("runs") / Path(args.data.removeprefix("torchvision:")).name
+    folder = Path(args.data).resolve()
+    args.output = args.output or Path("runs") / (
+        folder.name if folder.is_dir() else args.data.removeprefix("torchvision:")
+    )
+    if folder.is_dir() and args.output.resolve().is_relative_to(folder):
+        parser.error(f"--output {args.output} is inside --data {args.data}, where it would be taken for images")
     return args
 
 
@@ -163,8 +168,8 @@ def pretrain(args: argparse.Namespace, settings: dict[str, Any], data: Data, acc
     """Train, and leave checkpoint.safetensors at its last step."""
     torch.manual_seed(args.seed)
     model = build(settings, data.channels)[0]
-    for block in model.encoder.blocks[model.blocks[-1] :]:
-        block.requires_grad_(False)  # no gradient comes back to them: DDP would wait for one
+    for module in model.unused():
+        module.requires_grad_(False)  # no gradient comes back to it: DDP would wait for one
     if args.compile:
         model.compile()
     model, optimizer = accelerator.prepare(model, torch.optim.AdamW(parameters(model, weight_decay=1.0)))
@@ -303,6 +308,21 @@ def look_at(
     return [float(loss) for loss in losses.flatten().tolist()]
 
 
+def try_masks(args: argparse.Namespace, settings: dict[str, Any], data: Data) -> None:
+    """End here if no step could be taken with these masks."""
+    part, side = args.batch_size // args.accumulation, args.image_size
+    try:
+        masks(settings)(torch.zeros(min(part, 2), data.channels, side, side))  # an alien needs two
+    except ValueError as error:
+        raise SystemExit(f"images of {side} pixels, {part} at a time, cannot be masked so: {error}") from None
+    patches = (side // args.patch_size) ** 2
+    if args.loss == "hidden" and not round(args.ratio[0] * patches):
+        raise SystemExit(
+            f"--ratio {args.ratio[0]:g} hides none of {patches} patches, and the loss is that of hidden pixels; give "
+            f"at least {1 / patches:.3g}, or --loss all"
+        )
+
+
 def whole_lines(path: Path) -> list[str]:
     """Return a file's lines; the last is left out where a crash cut it."""
     return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")] if path.exists() else []
@@ -320,6 +340,8 @@ def check_run(args: argparse.Namespace, settings: dict[str, Any], compares: bool
                 return f"{args.output} was made with {option} {old}, not {new}: give that again. {afresh}"
         if (args.output / "encoder.safetensors").exists() and (not compares or (args.output / "results.json").exists()):
             return f"{args.output} is finished: it is neither continued nor overwritten. {afresh}"
+    elif args.output.exists() and not args.output.is_dir():
+        return f"{args.output} is a file. {afresh}"
     elif args.output.exists() and {path.name for path in args.output.iterdir()} - {"config.json.unfinished"}:
         return f"{args.output} has files, but no config.json: it is no run of this script. {afresh}"
     return ""
@@ -354,12 +376,18 @@ def main(arguments: list[str] | None = None) -> None:
     data = load(args.data, args.image_size, accelerator.device, args.samples_per_epoch)
     if len(data.train) < args.batch_size:
         raise SystemExit(f"--batch-size {args.batch_size} is more than the {len(data.train)} images there are")
-    settings["training_images"] = len(data.train)
-    compares = args.draws > 0 and data.test is not None
+    settings |= {"training_images": len(data.train), "version_of_images": data.fingerprint}
+    compares = args.draws > 0 and data.test is not None and len(data.classes) > 1
     if compares and data.train.labels is not None:
         pick_labelled(data.train.labels, args.labels_per_class, 0)  # says now what it cannot do, as do these:
-    masks(settings)
+    try_masks(args, settings, data)
     encoder_options = build(settings, data.channels)[1]
+    # What timm's own transforms take: these images were normalised so.
+    encoder_options["pretrained_cfg_overlay"] = {
+        "input_size": [data.channels, args.image_size, args.image_size],
+        "mean": data.mean,
+        "std": data.std,
+    }
     refusal = of_first(check_run(args, settings, compares))
     if refusal:
         raise SystemExit(refusal)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from checkpoint import tensors
-from data import Data, Raw, Source, Views, load
+from data import Data, Raw, Source, Views, load, the_same_images
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
@@ -31,8 +31,9 @@ from gmml_aug import GroupMask, patch_to_pixel
 
 
 def held_out(data: Data) -> tuple[Source, str]:
-    """Return the images to look at, and what they are called."""
-    return (data.train, "training images") if data.test is None else (data.test, "held-out images")
+    """Return the images to look at, and what they are called: training images where too few are held out for donors."""
+    few = data.test is None or len(data.test) < 3
+    return (data.train, "training images") if few or data.test is None else (data.test, "held-out images")
 
 
 def names(data: Data, source: Source, raw: Raw) -> list[str]:
@@ -261,6 +262,8 @@ def main(arguments: list[str] | None = None) -> None:
     accelerator = Accelerator()
     samples = None if args.data else settings["samples_per_epoch"]
     data = load(args.data or settings["data"], settings["image_size"], accelerator.device, samples)
+    if not args.data:
+        the_same_images(run, settings, data)
     if len(held_out(data)[0]) < 3:
         raise SystemExit(f"{data.name} has fewer than three {held_out(data)[1]}: an image, its donor and a third one")
     weights = tensors(saved)
@@ -273,8 +276,13 @@ def main(arguments: list[str] | None = None) -> None:
     settings |= {"ratio": (0.5, 0.5), "seed": args.seed}
     draw_reconstructions(model, data, masks(settings), run / "reconstructions.png", accelerator)
     draw_blocks(model, data, masks({**settings, "fill": ["alien"]}), run / "blocks.png")
-    draw_attention(model, data, patches, args.seed, run / "attention.png")
-    for name in ("reconstructions", "blocks", "attention"):
+    drawn = ["reconstructions", "blocks"]
+    if hasattr(model.encoder.blocks[-1], "attn"):
+        draw_attention(model, data, patches, args.seed, run / "attention.png")
+        drawn.append("attention")
+    else:
+        print(f"attention is not drawn: the last block of {settings['model']} is {type(model.encoder.blocks[-1])}")
+    for name in drawn:
         print(f"drew {run / name}.png")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import multiprocessing
+import shutil
 import struct
 import sys
 import tarfile
@@ -68,7 +69,7 @@ def test_two_processes_see_the_crops_that_one_sees(data: Any, kind: str, total: 
         raw = images_of(loaded.train, list(range(total)))
     else:
         raw = torch.randint(256, (total, 3, SIDE, SIDE), dtype=torch.uint8)
-        loaded = data.photographs("p", data.Memory(raw, None), None, [], 32)
+        loaded = data.photographs("p", [data.Memory(raw, None)], [], 32)
     views, half = data.Views(loaded), total // 2
 
     def augmented(rows: slice) -> Tensor:
@@ -87,7 +88,7 @@ def test_two_processes_see_the_crops_that_one_sees(data: Any, kind: str, total: 
 
 def test_shown_undoes_what_plain_did(data: Any) -> None:
     raw = torch.randint(256, (2, 3, SIDE, SIDE), dtype=torch.uint8)
-    views = data.Views(data.photographs("p", data.Memory(raw, None), None, [], 32))
+    views = data.Views(data.photographs("p", [data.Memory(raw, None)], [], 32))
     shown = views.shown(views.plain(raw))
     assert torch.allclose(shown, raw[..., 2:34, 2:34] / 255, atol=1e-6)
 
@@ -121,9 +122,12 @@ def test_16_bits_are_scaled_and_not_clipped(data: Any, tmp_path: Path) -> None:
     assert (grey.min(), grey.max()) == (0, 255)
 
 
-def test_a_float_tiff_is_named_and_not_black(data: Any, tmp_path: Path) -> None:
+def test_a_tiff_of_unknown_range_is_named_and_not_black_or_clipped(data: Any, tmp_path: Path) -> None:
     Image.fromarray(np.ones((40, 40), np.float32)).save(tmp_path / "a.tif")
     assert "floating-point" in str(data.read(tmp_path / "a.tif", SIDE))
+    for value in (-1, 70_000):
+        Image.fromarray(np.full((40, 40), value, np.int32)).save(tmp_path / "a.tif")
+        assert "beyond 16 bits" in str(data.read(tmp_path / "a.tif", SIDE))
 
 
 def test_a_large_jpeg_decoded_small_is_the_same_picture(data: Any, tmp_path: Path) -> None:
@@ -174,6 +178,49 @@ def test_small_images_keep_their_pixels_and_mixed_ones_share_a_side(data: Any, t
     images = images_of(data.load(str(tmp_path), 32, CPU).train, [0, 1])
     assert images.shape == (2, 3, 35, 35)
     assert torch.equal(images[1], data.read(tmp_path / "1.png", 99))
+
+
+@pytest.mark.parametrize("larger", ["train/cat/00.png", "test/dog/01.png"])
+def test_one_larger_image_changes_all_parts_alike(data: Any, tmp_path: Path, larger: str) -> None:
+    for part in ("train", "test"):
+        for i, name in enumerate(("cat", "dog")):
+            folder = tmp_path / part / name
+            folder.mkdir(parents=True)
+            for j in range(3):
+                photo(3 * i + j, (32, 32)).save(folder / f"{j:02}.png")  # the same in both parts
+    photo(9, (64, 64)).save(tmp_path / larger)
+    loaded = data.load(str(tmp_path), 32, CPU)
+    train, test = (data.Views(loaded).plain(images_of(part, [2])) for part in (loaded.train, loaded.test))
+    assert torch.equal(train, test)
+
+
+def test_both_parts_are_held_in_memory_or_none(data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for part, number in (("train", 8), ("test", 2)):
+        write(tmp_path / part / "cat", number)
+    for images, kind in ((10, data.Memory), (9, data.Files)):
+        monkeypatch.setattr(data, "MEMORY", images * 3 * SIDE**2)
+        loaded = data.load(str(tmp_path), 32, CPU)
+        assert isinstance(loaded.train, kind)
+        assert isinstance(loaded.test, kind)
+
+
+def test_the_fingerprint_is_of_the_images_and_not_of_their_place(data: Any, tmp_path: Path) -> None:
+    def fingerprint(name: str) -> str:
+        found: str = data.load(str(tmp_path / name), 32, CPU).fingerprint
+        return found
+
+    for i, name in enumerate(("cat", "dog")):
+        write(tmp_path / "a" / name, 10, 10 * i)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    before = fingerprint("a")
+    assert fingerprint("b") == before
+    photo(99, (61, 44)).save(tmp_path / "a/cat/03.png")
+    assert fingerprint("a") != before
+    (tmp_path / "b/cat").rename(tmp_path / "b/cow")
+    (tmp_path / "b/dog").rename(tmp_path / "b/cat")
+    (tmp_path / "b/cow").rename(tmp_path / "b/dog")
+    assert fingerprint("b") != before
+    assert data.load("digits", 8, CPU).fingerprint != before
 
 
 def test_a_corrupt_image_is_named_counted_and_left_out(

@@ -219,6 +219,31 @@ def test_figures_of_other_weights_are_not_taken(run: Path, finished: Path, evalu
     assert len(lines(run)) == 2 * len(lines(finished))
 
 
+def test_figures_of_other_images_are_not_taken(run: Path, tmp_path: Path, evaluate: ModuleType) -> None:
+    image = pytest.importorskip("PIL.Image")
+    for part in ("train", "test"):
+        for name in ("dark", "light"):
+            (tmp_path / "images" / part / name).mkdir(parents=True)
+            for i in range(10):
+                picture = image.new("RGB", (8, 8), (i, 0, 0) if name == "dark" else (255, 200, 100 + i))
+                picture.save(tmp_path / "images" / part / name / f"{i}.png")
+    run, images = tmp_path / "photographs", tmp_path / "images"
+    size = ("--image-size", "8", "--patch-size", "2", "--group-size", "1", "2")
+    importlib.import_module("pretrain").main(
+        ["--data", str(images), "--output", str(run), *SMALL, *size, "--batch-size=8"]
+    )
+    quick = [str(run), *QUICK, "--labels", "50"]
+    evaluate.main(quick)
+    pixels = "nearest neighbours, pixels"
+    assert figures(run)[pixels]["mean"] == 100
+    for old, new in (("dark", "x"), ("light", "dark"), ("x", "light")):
+        (images / "test" / old).rename(images / "test" / new)
+    with pytest.raises(SystemExit, match="are not those that"):
+        evaluate.main(quick)
+    evaluate.main([*quick, "--data", str(images)])
+    assert figures(run)[pixels]["mean"] == 0
+
+
 def test_all_labels_are_searched_on_nine_tenths_of_them(run: Path, evaluate: ModuleType) -> None:
     labels = evaluate.load("digits", 8, torch.device("cpu")).train.labels
     names = [str(c) for c in range(10)]
@@ -267,6 +292,8 @@ def test_other_data_with_labels(run: Path, tmp_path: Path, evaluate: ModuleType)
         (("--labels", "0.1"), "that many percent of the 142 images of 0 is none"),
         (("--labels", "101"), "2"),  # argparse's exit status
         (("--rates", "0"), "2"),
+        (("--rates", "nan"), "2"),
+        (("--labels", "nan"), "2"),
         (("--seeds", "101"), "2"),
         (("--epochs", "1", "2", "3"), "2"),
     ],
@@ -294,3 +321,7 @@ def test_data_without_labels_are_refused(run: Path, tmp_path: Path, evaluate: Mo
         image.new("RGB", (12, 12)).save(tmp_path / "flat" / f"{i}.png")
     with pytest.raises(SystemExit, match="no labels or no held-out images; give --data"):
         evaluate.main([str(run), "--data", str(tmp_path / "flat")])
+    for part in ("train", "test"):
+        shutil.copytree(tmp_path / "flat", tmp_path / "one" / part / "thing")
+    with pytest.raises(SystemExit, match="one has one class, thing: nothing is to be told apart"):
+        evaluate.main([str(run), "--data", str(tmp_path / "one")])

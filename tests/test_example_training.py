@@ -237,7 +237,7 @@ def test_other_settings_are_refused_by_name(whole: Run, tmp_path: Path) -> None:
     assert "was made with --base-lr 0.012, not 1.0" in other.said
     args = pretrain.parse(whole.arguments)
     settings = json.loads((whole.folder / "config.json").read_text())
-    assert settings.keys() - {"training_images"} == vars(args).keys() - {"output"}
+    assert settings.keys() - {"training_images", "version_of_images"} == vars(args).keys() - {"output"}
     for name in vars(args).keys() - {"output"}:
         refusal = pretrain.check_run(args, {**settings, name: "another"}, True)
         assert f"--{name.replace('_', '-')} " in refusal
@@ -255,7 +255,10 @@ def test_images_that_came_or_went_are_refused(tmp_path: Path) -> None:
     again = Run(run.folder, *run.arguments[2:])  # its images have no labels, so that --draws would have nothing to do
     assert again.all() == [1]
     assert "is finished" in again.said
-    (tmp_path / "images/8.png").unlink()
+    (tmp_path / "images/8.png").rename(tmp_path / "images/9.png")
+    assert again.all() == [1]
+    assert "was made with version of images " in again.said
+    (tmp_path / "images/9.png").unlink()
     assert again.all() == [1]
     assert "was made with training images 9, not 8" in again.said
 
@@ -267,6 +270,18 @@ def test_a_folder_of_other_things_is_refused(tmp_path: Path) -> None:
     assert run.all() == [1]
     assert "it is no run of this script" in run.said
     assert [path.name for path in run.folder.iterdir()] == ["thesis.tex"]
+    file = Run(tmp_path / "run/thesis.tex", *TINY)
+    assert file.all() == [1]
+    assert "thesis.tex is a file" in file.said
+    assert file.folder.read_text() == "mine"
+
+
+def test_a_run_folder_among_the_images_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    run = Run(tmp_path / "images/run", "--data", tmp_path / "images", *FEW)
+    assert run.all() == [2]
+    assert "where it would be taken for images" in run.said
+    assert not run.folder.exists()
 
 
 def test_weights_decay_but_no_norms_or_positions(tmp_path: Path) -> None:
@@ -300,6 +315,14 @@ def test_weights_decay_but_no_norms_or_positions(tmp_path: Path) -> None:
         (("--log-with", "a-drum"), "--log-with a-drum: Accelerate knows no such tracker"),
         (("--ratio", 0.9, 0.1), "ratio"),
         (("--blocks", 3), "--blocks takes different numbers from 1 to 2"),
+        (("--group-size", 1, 30), "images of 8 pixels, 64 at a time, cannot be masked so"),
+        (("--batch-size", 1), "images of 8 pixels, 1 at a time, cannot be masked so"),
+        (("--batch-size", 4, "--accumulation", 4), "images of 8 pixels, 1 at a time, cannot be masked so"),
+        (("--ratio", 0.02, 0.9), "--ratio 0.02 hides none of 16 patches"),
+        (("--dim", 30), "--dim is a multiple of 4"),
+        (("--dim", 33), "timm makes no vit_tiny_patch16_224 of {"),
+        (("--model", "resnet18"), "timm makes no resnet18 of {"),
+        (("--model", "vit_tiny_r_s16_p8_224"), "no VisionTransformer of timm that embeds patches"),
     ],
 )
 def test_what_will_not_work_is_refused_before_anything_is_written(
@@ -336,8 +359,9 @@ def test_a_launcher_gives_what_one_process_gives(
 
 
 def test_two_processes_that_were_killed_give_the_masks_and_losses_of_one(tmp_path: Path) -> None:
-    # Of the second block nothing is used, so that it gets no gradient on any process.
-    options = (*TINY, "--checkpoint-steps", 10, "--accumulation", 2, "--blocks", 1)
+    # Of the second block and the pooling nothing is used, so that they get no gradient on any process.
+    pooled = ("--model", "vit_base_patch16_siglip_224")
+    options = (*TINY, *pooled, "--checkpoint-steps", 10, "--accumulation", 2, "--blocks", 1)
     one, two = Run(tmp_path / "one", *options), Run(tmp_path / "two", *options, processes=2)
     assert one.all() == [0], one.said
     two.kill_once(lambda: two.step >= 20)

@@ -142,6 +142,28 @@ def test_a_model_with_register_tokens(tmp_path: Path, drawn: dict[str, Figure]) 
     assert drawn["attention.png"].axes[1].images[0].get_size() == (4, 4)
 
 
+def test_blocks_without_an_attention_of_their_own(
+    tmp_path: Path, drawn: dict[str, Figure], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(tmp_path / "run", "--model", "vit_small_patch16_18x2_224", *SMALL, "--batch-size", 512)
+    visualise.main([str(run)])
+    assert {"reconstructions.png", "blocks.png"} <= {path.name for path in run.iterdir()}
+    assert "attention is not drawn: the last block of vit_small_patch16_18x2_224 is" in capsys.readouterr().out
+    assert not (run / "attention.png").exists()
+
+
+def test_with_two_held_out_images_training_images_are_drawn(tmp_path: Path, drawn: dict[str, Figure]) -> None:
+    for part, number in (("train", 4), ("test", 1)):
+        for name in ("a", "b"):
+            (tmp_path / "photos" / part / name).mkdir(parents=True)
+            for i in range(number):
+                Image.new("RGB", (32, 32), (40 * i, 0, 0)).save(tmp_path / f"photos/{part}/{name}/{i}.png")
+    run = train(tmp_path / "run", "--data", tmp_path / "photos", *SMALL, "--batch-size", 4)
+    assert "Training images" in str(drawn["epoch-0001.png"].get_suptitle())
+    visualise.main([str(run)])
+    check_sizes(run)
+
+
 @pytest.mark.parametrize("block", [1, 2, 3])
 def test_a_block_is_decoded_as_the_network_does_it(block: int) -> None:
     model, images = autoencoder([block]), torch.randn(2, 3, 16, 16)

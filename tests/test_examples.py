@@ -44,11 +44,16 @@ def test_digits_end_in_a_table_and_a_run_folder(
     # The encoder's weights load in plain timm, no key renamed.
     import timm
     from safetensors.torch import load_file
+    from timm.data.config import resolve_model_data_config
 
     vit: torch.nn.Module = timm.create_model(**json.loads((run / "encoder.json").read_text()))
     vit.load_state_dict(load_file(run / "encoder.safetensors"))
     tokens = vit.forward_features(torch.zeros(1, 1, 8, 8))  # type: ignore[operator]
     assert tokens.shape == (1, 17, 32)  # 16 patches and a class token
+    normalisation = resolve_model_data_config(vit)  # type: ignore[no-untyped-call]
+    data = importlib.import_module("data").load("digits", 8, torch.device("cpu"))
+    assert list(normalisation["input_size"]) == [1, 8, 8]
+    assert (list(normalisation["mean"]), list(normalisation["std"])) == (data.mean, data.std)
 
 
 def test_a_model_of_timm_by_name(tmp_path: Path, pretrain: Callable[..., None]) -> None:
@@ -164,9 +169,19 @@ def test_an_ablation_goes_on_where_it_was_stopped(
         ablate.main([str(word) for word in (tmp_path / "ablation", "--steps", 2, *words)])
         return capsys.readouterr().out
 
-    with pytest.raises(SystemExit, match="base configuration"):
-        run()
-    assert not (tmp_path / "ablation").exists()
+    for words, error in (
+        ((), "base configuration"),
+        (("--labels", 0, *base), "--labels is a percentage above 0"),
+        (("--labels", 0.01, *base), "that many percent of the 142 images of 0 is none"),
+        (("--seeds", 0, *base), "--seeds is more than 0 and finite; got 0"),
+        (("--variants", "groups", "tokens", "groups", *base), "--variants names one twice"),
+        ((*base, "--seed=7"), "--seed after --"),
+        ((*base, "--epoch", 1), "2"),  # argparse's exit status
+        ((*base, "--data", tmp_path / "nowhere"), "there is no folder"),
+    ):
+        with pytest.raises(SystemExit, match=error):
+            run(*words)
+        assert not (tmp_path / "ablation").exists()
     run("--variants", "groups", *base)
     before = (tmp_path / "ablation/groups-seed0/autoencoder.safetensors").stat().st_mtime_ns
     table = run("--variants", "groups", "tokens", "epochs-x2", *base)
