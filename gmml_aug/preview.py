@@ -74,7 +74,8 @@ def draw(
         write(x + cell / 2, top - _LINE, heading, ha="center", fontsize=11, weight="bold")
         for row, image in enumerate(images):
             y = top + row * (cell + _LINE + _GAP)
-            axes = figure.add_axes((x / width, 1 - (y + cell) / height, cell / width, cell / height))
+            inside = cell - 1e-3  # matplotlib up to 3.10 takes up whole pixels: a rounding error would be one more
+            axes = figure.add_axes((x / width, 1 - (y + cell) / height, inside / width, inside / height))
             pixels = (image * 255).round().to(torch.uint8)  # matplotlib would round down
             axes.imshow(pixels.permute(1, 2, 0).numpy(), interpolation="nearest")
             axes.set_axis_off()

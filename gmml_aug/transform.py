@@ -354,11 +354,15 @@ class GroupMask(nn.Module):
             return Masked(images, mask)
         if single:
             out = out[0]
-        return Masked(out if type(images) in (Tensor, nn.Parameter) else out.as_subclass(type(images)), mask)
+        kind = type(images)
+        return Masked(out if kind in (Tensor, nn.Parameter, type(out)) else out.as_subclass(kind), mask)
 
 
 def _plain(images: Tensor) -> Tensor:
-    return images if type(images) is Tensor else images.as_subclass(Tensor)
+    # What dispatches by itself, such as a FakeTensor, stays what it is: torch 2.7 cannot make a plain tensor of it.
+    kind = type(images)
+    stays = kind is Tensor or kind.__torch_dispatch__ is not Tensor.__torch_dispatch__
+    return images if stays else images.as_subclass(Tensor)
 
 
 def _places_of_images(leaves: Sequence[object]) -> list[int]:

@@ -23,6 +23,7 @@ from .plan import MaskPlan, kernels_for
 
 _PIECE = 2**22  # bytes of pixels for which a CPU keeps something else as well at a time, so that it stays in its caches
 _KINDS = (Zeros, Noise, Alien, Shuffle)
+_NUMBER = {kind: i for i, kind in enumerate(_KINDS)}  # torch 2.7 cannot compile _KINDS.index()
 _BY_GROUP = len(_KINDS)  # the kind of an Alien(per="group")
 _SHORTEST = 16  # bytes of a row for which an index is worth its own eight
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -282,7 +283,7 @@ def _described(fills: Sequence[Fill]) -> tuple[list[int], list[float]]:
 
 
 def _kind(fill: Fill) -> int:
-    return _BY_GROUP if isinstance(fill, Alien) and fill.per == "group" else _KINDS.index(type(fill))
+    return _BY_GROUP if isinstance(fill, Alien) and fill.per == "group" else _NUMBER[type(fill)]
 
 
 def _fills(kinds: Sequence[int], values: Sequence[float], channels: int) -> list[Fill]:
