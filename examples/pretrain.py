@@ -312,7 +312,8 @@ def try_masks(args: argparse.Namespace, settings: dict[str, Any], data: Data) ->
     """End here if no step could be taken with these masks."""
     part, side = args.batch_size // args.accumulation, args.image_size
     try:
-        masks(settings)(torch.zeros(min(part, 2), data.channels, side, side))  # an alien needs two
+        corrupt, images = masks(settings), torch.zeros(min(part, 2), data.channels, side, side)  # an alien needs two
+        corrupt.apply(images, corrupt.sample(images))
     except ValueError as error:
         raise SystemExit(f"images of {side} pixels, {part} at a time, cannot be masked so: {error}") from None
     patches = (side // args.patch_size) ** 2

@@ -47,7 +47,7 @@ def test_a_batch_pads_the_sizes_with_zeros() -> None:
     )  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.tuples(st.integers(1, 4), st.integers(1, 12), st.integers(1, 12)), st.floats(0, 1), st.integers(0, 2**32))
 def test_components_are_those_of_scipy(shape: tuple[int, int, int], share: float, seed: int) -> None:
     masks = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < share

@@ -58,7 +58,7 @@ def loop_groups(
     return [group.get(place, -1) for place in range(height * width)]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_groups_are_what_the_loop_would_hide(data: st.DataObject) -> None:
     grid = data.draw(st.tuples(st.integers(1, 12), st.integers(1, 12)), label="grid")

@@ -42,7 +42,7 @@ def drawn_settings(draw: st.DrawFn) -> plan.Settings:
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     drawn_settings(),
     st.integers(1, 3),
@@ -86,7 +86,7 @@ def bits(images: Tensor) -> Tensor:
     return numbers.masked_fill(images.isnan(), 0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_pixels_are_the_same_bits(data: st.DataObject) -> None:
     pick = data.draw

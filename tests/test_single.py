@@ -44,7 +44,7 @@ def assert_same(a: plan.Drawn | MaskPlan, b: plan.Drawn | MaskPlan) -> None:
         assert torch.equal(few, batch)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(asked(), st.lists(NUMBERS, min_size=1, max_size=8), NUMBERS)
 def test_pythons_integers_draw_what_tensors_draw(
     asked: tuple[plan.Settings, bool], samples: list[int], root: int
@@ -85,7 +85,7 @@ def test_images_that_run_out_of_rectangles_are_finished_alike(rectangles: int) -
     assert_same(plan._draw_few(11, samples, asked), plan._draw_batch(11, torch.tensor(samples), asked))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_a_transform_draws_the_same_whichever_way(data: st.DataObject) -> None:
     """By index, by the counter of a seed, or by torch's generator; several times, so that the counter goes on."""

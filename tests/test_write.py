@@ -80,7 +80,7 @@ def cases(draw: st.DrawFn) -> tuple[GroupMask, Tensor, Tensor | None]:
     return corrupt, images, donors
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(cases(), st.sampled_from([1, 300, 1000, 5000, 2**22]), st.sampled_from([1, 1, 16]))
 def test_the_quick_way_writes_the_same_bits(
     case: tuple[GroupMask, Tensor, Tensor | None], piece: int, shortest: int

@@ -54,7 +54,7 @@ def test_without_a_seed_it_follows_torch() -> None:
     assert not torch.equal(second, first)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(
     batch=st.integers(2, 5),
     seed=st.none() | st.integers(0, 2**63),
