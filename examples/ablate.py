@@ -25,7 +25,7 @@ import pretrain
 from accelerate import PartialState
 from checkpoint import save_text
 from data import load, the_same_images
-from evaluate import Evaluation, draw, labels_of, mean_spread, probe, to_classify, written
+from evaluate import Evaluation, draw, labels_of, made_by, mean_spread, probe, to_classify, written
 from sklearn.neighbors import KNeighborsClassifier
 from torch import arange
 
@@ -33,6 +33,8 @@ from torch import arange
 VARIANTS: dict[str, tuple[str, ...]] = {
     "groups": (),
     "tokens": ("--group-size", "1", "1"),
+    "groups-1-2": ("--group-size", "1", "2"),
+    "groups-1-3": ("--group-size", "1", "3"),
     "zeros": ("--fill", "zeros"),
     "noise": ("--fill", "noise"),
     "alien": ("--fill", "alien"),
@@ -149,9 +151,8 @@ def main(arguments: list[str] | None = None) -> None:
     for variant, row in rows.items():
         cells = [written(row[name]) for name in columns] + [written(row["fine-tuned, difference"], "+")]
         print(f"{variant:<16}" + "".join(f"{cell:>16}" for cell in cells) + f"  {row['options']}")
-    save_text(
-        args.folder / "ablation.json", json.dumps({**settings, "seeds": args.seeds, "rows": rows}, indent=1) + "\n"
-    )
+    everything = {**made_by("ablate.py", given, PartialState().device), **settings, "seeds": args.seeds, "rows": rows}
+    save_text(args.folder / "ablation.json", json.dumps(everything, indent=1) + "\n")
 
 
 if __name__ == "__main__":

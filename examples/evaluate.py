@@ -363,6 +363,16 @@ def probe(penalty: float) -> Any:
     return make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=1000))
 
 
+def made_by(script: str, words: list[str], device: torch.device) -> dict[str, Any]:
+    """Return the command, the versions and the device that figures come from."""
+    return {
+        "command": shlex.join(["python", f"examples/{script}", *words]),
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("torch", "timm", "kornia", "scikit-learn")},
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
+    }
+
+
 def report(
     evaluation: Evaluation, results: dict[float, dict[str, Any]], args: argparse.Namespace, words: list[str]
 ) -> None:
@@ -388,10 +398,7 @@ def report(
     if edges:
         print(f"The best learning rate is at the edge of --rates: {'; '.join(edges)}. Others may do better.")
     everything = {
-        "command": shlex.join(["python", "examples/evaluate.py", *words]),
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("torch", "timm", "kornia", "scikit-learn")},
-        "device": torch.cuda.get_device_name() if evaluation.device.type == "cuda" else evaluation.device.type,
+        **made_by("evaluate.py", words, evaluation.device),
         "data": {"name": evaluation.data_name, "training": len(data.train), "held_out": len(test_labels)}
         | {"classes": data.classes, "most_common_class": chance},
         "pretraining": {"weights": evaluation.fingerprint, **evaluation.settings},

@@ -191,7 +191,11 @@ def test_an_ablation_goes_on_where_it_was_stopped(
             ("groups", "tokens", "epochs-x2")}  # fmt: skip
     assert made["tokens"]["group_size"] == [1, 1]
     assert (made["groups"]["epochs"], made["epochs-x2"]["epochs"]) == (1, 2)
-    rows = json.loads((tmp_path / "ablation/ablation.json").read_text())["rows"]
+    whole = json.loads((tmp_path / "ablation/ablation.json").read_text())
+    assert whole["command"].startswith(
+        f"python examples/ablate.py {tmp_path}/ablation --steps 2 --variants groups tokens"
+    )
+    rows = whole["rows"]
     difference = rows["tokens"]["fine-tuned"]["mean"] - rows["groups"]["fine-tuned"]["mean"]
     assert rows["tokens"]["fine-tuned, difference"]["mean"] == pytest.approx(difference)
     with pytest.raises(SystemExit, match="was made with labels 10"):
