@@ -32,8 +32,9 @@ from gmml_aug import GroupMask, patch_to_pixel
 
 def held_out(data: Data) -> tuple[Source, str]:
     """Return the images to look at, and what they are called: training images where too few are held out for donors."""
-    few = data.test is None or len(data.test) < 3
-    return (data.train, "training images") if few or data.test is None else (data.test, "held-out images")
+    if data.test is None or len(data.test) < 3:
+        return data.train, "training images"
+    return data.test, "held-out images"
 
 
 def names(data: Data, source: Source, raw: Raw) -> list[str]:
