@@ -1,0 +1,78 @@
+"""The bits of masks, groups, fills, donors, keys and images, pinned: whatever draws and writes, they stay the same."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from gmml_aug import Alien, GroupMask, Noise, Shuffle, Zeros
+
+EVERY: dict[Any, float] = {"zeros": 1, "noise": 2, "alien": 2, "shuffle": 2, Alien("group"): 2, Zeros(3): 1}
+PATCH: Any = 4
+# For each case the images' shape and dtype, the arguments of GroupMask, and the first eight digits of what comes out.
+CASES: dict[str, tuple[tuple[int, ...], torch.dtype, dict[str, Any], str]] = {
+    "noise by default": ((24, 3, 56, 56), torch.float32, {}, "310cdcd7"),
+    "one image": ((3, 56, 56), torch.float32, {"ratio": 0.5}, "5b0bd547"),
+    "clips": ((5, 2, 3, 28, 28), torch.float32, {"fill": {"noise": 1, "alien": 1, "shuffle": 1}}, "9ea22fd1"),
+    "clips in place": ((5, 2, 3, 28, 28), torch.float16, {"fill": EVERY, "inplace": True}, "a19574fb"),
+    "half precision": ((8, 3, 40, 24), torch.float16, {"fill": Noise(2, 3), "ratio": (0.1, 0.9)}, "d774635a"),
+    "bfloat16": ((8, 3, 40, 24), torch.bfloat16, {"fill": {Noise(): 1, Noise(-1, 0.3): 2}}, "b6a73f50"),
+    "bytes": ((8, 3, 40, 24), torch.uint8, {"fill": EVERY}, "d24547d2"),
+    "bytes in place": ((8, 3, 40, 24), torch.uint8, {"fill": {"noise": 1, "alien": 1}, "inplace": True}, "7bc51132"),
+    "double precision": ((8, 3, 40, 24), torch.float64, {"fill": EVERY}, "1264deee"),
+    "mixture": ((40, 3, 32, 32), torch.float32, {"fill": EVERY, "ratio": (0, 1), "p": 0.8}, "b6c8120e"),
+    "mixture in place": ((40, 3, 32, 32), torch.float32, {"fill": EVERY, "ratio": (0, 1), "inplace": True}, "26ed84ab"),
+    "by channel": ((6, 3, 32, 32), torch.float32, {"fill": {Zeros((1, -2, 3)): 1, "zeros": 1}}, "22e1c50f"),
+    "per group": ((16, 1, 40, 40), torch.float32, {"fill": Alien("group"), "group_size": (1, 2)}, "1e3a21c0"),
+    "all is hidden": ((6, 3, 20, 20), torch.float32, {"fill": {Shuffle(): 1, "alien": 1}, "ratio": 1}, "bbf4f24a"),
+    "all is hidden in place": (
+        (6, 3, 20, 20),
+        torch.float32,
+        {"fill": {Shuffle(): 1, "alien": 1}, "ratio": 1, "inplace": True},
+        "bbf4f24a",
+    ),
+    "single patches": ((300, 1, 40, 56), torch.float32, {"group_size": (1, 1), "ratio": 0.75}, "f6f955b5"),
+    "large groups inside": (
+        (30, 1, 40, 56),
+        torch.float32,
+        {"group_size": (2, 9), "placement": "inside", "ratio": (0.3, 1)},
+        "6a20f296",
+    ),
+    "nearly all in small groups": ((20, 1, 96, 96), torch.float32, {"group_size": (1, 2), "ratio": 0.97}, "80117706"),
+    "small patches": ((4, 3, 12, 18), torch.float32, {"patch_size": (1, 2), "fill": EVERY}, "3c04a3d0"),
+}
+
+
+def contents(*tensors: Tensor) -> bytes:
+    return b"".join(t.contiguous().view(-1).view(torch.uint8).numpy().tobytes() for t in tensors if t.numel())
+
+
+def digest(shape: tuple[int, ...], dtype: torch.dtype, options: dict[str, Any], layout: str) -> str:
+    """Draw by the counter and by an index, with donors from the batch and from a pool, and hash all of it."""
+    images = (torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 255).to(dtype)
+    pool = (torch.rand((3, *shape[-3:]), generator=torch.Generator().manual_seed(1)) * 255).to(dtype)
+    pool = pool if len(shape) < 5 else pool[:, None].expand(3, *shape[1:])
+    if layout == "channels_last" and len(shape) == 4:
+        images = images.to(memory_format=torch.channels_last)
+    elif layout == "strided":
+        images = images.repeat_interleave(2, -1)[..., ::2]
+    corrupt = GroupMask(**{"patch_size": PATCH, "seed": -5, **options})
+    index = torch.arange(len(images)) * 2**40 - 3 if len(shape) > 3 else 2**40
+    pinned = hashlib.sha256()
+    for named, donors in ((None, None), (index, None), (index, pool), (None, pool)):
+        plan = corrupt.sample(images, index=named)
+        pinned.update(contents(*plan, plan.pool_donor(1000), plan.group_donor(), plan.group_donor(1000)))
+        target = images.clone() if corrupt.inplace else images
+        pinned.update(contents(corrupt.apply(target, plan, donors=donors).images))
+    return pinned.hexdigest()[:8]
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
+@pytest.mark.parametrize("case", CASES)
+def test_the_bits_are_pinned(case: str, layout: str) -> None:
+    shape, dtype, options, pinned = CASES[case]
+    assert digest(shape, dtype, options, layout) == pinned
