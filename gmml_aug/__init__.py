@@ -1,7 +1,7 @@
 """Group masking for PyTorch: hide connected groups of patches and fill them with zeros, noise or other images."""
 
-from .components import Description, describe
-from .fills import Alien, Fill, Noise, Shuffle, Zeros
+from .describe import Description, describe
+from .filling.fills import Alien, Fill, Mean, Noise, Shuffle, Zeros
 from .grid import keep_indices, masked_indices, patch_to_pixel
 from .labels import mix_labels
 from .plan import MaskPlan
@@ -16,6 +16,7 @@ __all__ = [
     "GroupMask",
     "MaskPlan",
     "Masked",
+    "Mean",
     "Noise",
     "Shuffle",
     "Zeros",

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from .components import describe
+from .describe import describe
+from .filling.fills import BUILT_IN
 from .transform import GroupMask
 
-_FILLS = ("zeros", "noise", "alien", "shuffle")
+_FILLS = tuple(BUILT_IN)
 _MEAN, _STD = (torch.tensor(of).view(3, 1, 1) for of in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))  # ImageNet's
 
 

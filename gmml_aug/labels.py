@@ -1,11 +1,15 @@
-"""Soft labels for images that show parts of one another."""
+"""Which image each patch shows, and soft labels for images that show parts of one another."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from .filling.fills import Alien, Fill
 from .grid import is_int
+from .plan import MaskPlan
 
 
 def mix_labels(labels: Tensor, owner: Tensor, num_classes: int) -> Tensor:
@@ -53,3 +57,20 @@ def mix_labels(labels: Tensor, owner: Tensor, num_classes: int) -> Tensor:
     shown = labels[owner.flatten(1)]
     patches = torch.zeros(len(labels), num_classes, dtype=torch.int64, device=labels.device)
     return patches.scatter_add_(1, shown, torch.ones_like(shown)).to(torch.float32) / shown.shape[1]
+
+
+def owners(plan: MaskPlan, fills: Sequence[Fill]) -> Tensor:
+    """Return which image of the batch each patch shows; see :meth:`GroupMask.owner`."""
+    if not isinstance(plan, MaskPlan):
+        raise TypeError(f"owner takes a MaskPlan, as sample(images) draws it; got {type(plan).__name__}")
+    if plan.mask.ndim != 3:
+        raise ValueError("a plan of one image has no other image to show; draw it for a batch (B, C, H, W)")
+    owner = torch.arange(len(plan.mask), device=plan.mask.device)[:, None, None].expand(plan.mask.shape)
+    for i, fill in enumerate(fills):
+        if isinstance(fill, Alien):
+            if len(plan.mask) == 1:
+                raise ValueError("this plan is for a batch of one, which has no other image to take aliens from")
+            donor = plan.donor[:, None, None] if fill.per == "image" else plan.group_donor()
+            here = plan.mask if len(fills) == 1 else plan.mask & (plan.fill == i)[:, None, None]
+            owner = torch.where(here, donor, owner)
+    return owner.contiguous()

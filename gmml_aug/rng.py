@@ -20,8 +20,10 @@ def signed(value: int) -> int:
 
 
 GAMMA, MUL_1, MUL_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-_LOW_32 = 2**32 - 1
-_KEPT = 4096  # ranges of slots up to this length are worth remembering
+MASK, _LOW_32 = 2**64 - 1, 2**32 - 1
+STREAM = 0xD1B54A32D192ED03  # tells the streams of workers and ranks from stream 0; any odd constant would do
+
+ARITHMETIC = ("cpu", "cuda", "meta")  # the devices on which numbers are drawn; for others the CPU draws
 
 # What each slot of a sample is for: one map for the whole package, so that no two purposes share a word.
 COUNT_SLOT = 0  # upper half: the ratio; lower half: corrupted or not
@@ -44,11 +46,11 @@ def _mix_(z: Tensor) -> Tensor:
     return z.bitwise_xor_(shifted)
 
 
-def mix(z: int) -> int:
-    """Mix one number: the same function in Python's integers, taken and returned modulo 2^64."""
-    z &= 0xFFFFFFFFFFFFFFFF
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
-    z = (z ^ z >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
+def word(key: int, slot: int) -> int:
+    """Return the word of a slot, 64 bits without a sign, in Python's integers or, compiled, in unsigned ones."""
+    z = key + slot * GAMMA & MASK
+    z = (z ^ z >> 30) * MUL_1 & MASK
+    z = (z ^ z >> 27) * MUL_2 & MASK
     return z ^ z >> 31
 
 
@@ -58,8 +60,9 @@ def root(seed: int, stream: int) -> int:
 
     Stream 0 is the one that ``index`` names; every DataLoader worker and every rank has another.
     """
-    first = mix(seed + GAMMA)  # mix(0) is 0: seed 0 must not stay there
-    return signed(mix(first + stream * GAMMA) if stream else first)
+    first = word(seed, 1)  # the word of seed 0 and slot 0 is 0: seed 0 must not stay there
+    # Mixed twice: mixed once, a stream would be stream 0 of the seed that is ``first`` and some steps.
+    return signed(word(word(first, stream) ^ STREAM, 0) if stream else first)
 
 
 def keys(root: int | Tensor, samples: Tensor) -> Tensor:
@@ -67,16 +70,11 @@ def keys(root: int | Tensor, samples: Tensor) -> Tensor:
     return _mix_(samples * signed(GAMMA) + root)
 
 
-@lru_cache(maxsize=64)
-def _steps(start: int, count: int, device: torch.device) -> Tensor:
-    return torch.arange(count, device=device) * signed(GAMMA) + signed(start * GAMMA)
-
-
 def words(key: Tensor, start: int, count: int) -> Tensor:
     """Return the words of the slots ``start`` to ``start + count - 1``: key ``(B,)`` -> ``(B, count)`` int64."""
-    steps = _steps if count <= _KEPT else _steps.__wrapped__
+    steps = torch.arange(count, device=key.device) * signed(GAMMA) + signed(start * GAMMA)
     out = key.new_empty(len(key), count)  # so that its strides are plain ones, whatever the key's are
-    return _mix_(torch.add(key[:, None], steps(start, count, key.device), out=out))
+    return _mix_(torch.add(key[:, None], steps, out=out))
 
 
 def words_at(key: Tensor, slot: Tensor) -> Tensor:
@@ -123,15 +121,17 @@ NORMAL_CUBICS = (
 )
 
 
-@lru_cache(maxsize=16)
-def _normals(device: torch.device) -> Tensor:
-    """Return the normal number of each 16-bit draw: ``(65536,)`` float32, the upper half of the draws below zero."""
+def _normal_levels() -> Tensor:
     draw = torch.arange(65536, dtype=torch.int32, device="cpu")
     bits = (2 * (draw & 0x7FFF) + 1).to(torch.float32).view(torch.int32)  # exact: exponent and fraction of v
     a0, a1, a2, a3 = torch.tensor(NORMAL_CUBICS, dtype=torch.int32, device="cpu")[(bits >> 23) - 127].unbind(1)
     t = (bits >> 8) & 0x7FFF
     size = a0 + ((a1 + ((a2 + (a3 * t >> 15)) * t >> 15)) * t >> 15)
-    return torch.where(draw < 2**15, size, -size).to(device, torch.float32, non_blocking=True) * 2.0**-16
+    return torch.where(draw < 2**15, size, -size).to(torch.float32) * 2.0**-16
+
+
+# The normal number of each 16-bit draw: (65536,) float32, the upper half of the draws below zero.
+NORMAL_LEVELS = _normal_levels()
 
 
 def patch_keys(key: Tensor, place: Tensor, words: int) -> Tensor:
@@ -147,7 +147,8 @@ def normal(patch_key: Tensor, count: int) -> Tensor:
     """
     word = words(patch_key, NOISE_SLOT, -(-count // 4))
     draw = word.view(torch.uint16)[:, :count].to(torch.int32)
-    return _normals(patch_key.device).index_select(0, draw.view(-1)).view(draw.shape)
+    levels = NORMAL_LEVELS.to(patch_key.device, non_blocking=True)
+    return levels.index_select(0, draw.view(-1)).view(draw.shape)
 
 
 def uint8(patch_key: Tensor, count: int) -> Tensor:
@@ -182,6 +183,11 @@ def _words_at_fake(key: Tensor, slot: Tensor) -> Tensor:
 def _noise_fake(key: Tensor, patches: int, count: int, dtype: torch.dtype) -> Tensor:
     kind = torch.uint8 if dtype == torch.uint8 else torch.float32
     return key.new_empty((key.shape[0], patches, count), dtype=kind)
+
+
+def at_hand(tensor: Tensor) -> Tensor:
+    """Return a tensor where 64-bit shifts work: itself, or a copy on the CPU (MPS and others lack them)."""
+    return tensor if tensor.device.type in ARITHMETIC else tensor.cpu()
 
 
 # Opaque to torch.compile, which would not keep int64 arithmetic wrapping.

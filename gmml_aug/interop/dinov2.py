@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..grid import is_int
-from ..groups import group_range
+from ..shapes import group_range
 from ..transform import GroupMask
 
 

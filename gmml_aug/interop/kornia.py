@@ -10,9 +10,10 @@ import torch
 from kornia.augmentation import IntensityAugmentationBase2D
 from torch import Tensor
 
-from ..fills import Fill
+from ..filling.fills import Fill
+from ..inputs import as_share
 from ..plan import MaskPlan
-from ..transform import GroupMask, _as_share
+from ..transform import GroupMask
 
 if tuple(map(int, kornia.__version__.split(".")[:2])) < (0, 9):  # whose p cuts the chosen images out of their batch
     raise ImportError(f"RandomGroupMask needs Kornia 0.9 or newer; got {kornia.__version__}; upgrade kornia")
@@ -83,7 +84,7 @@ class RandomGroupMask(IntensityAugmentationBase2D):
         p: float = 1.0,
         keepdim: bool = False,
     ) -> None:
-        super().__init__(p=_as_share("p", p), same_on_batch=same_on_batch, keepdim=keepdim)
+        super().__init__(p=as_share("p", p), same_on_batch=same_on_batch, keepdim=keepdim)
         # With p=1: which images are left alone is Kornia's to draw.
         self.group_mask = GroupMask(patch_size, ratio, fill, group_size=group_size, placement=placement, seed=seed)
         self._mask: Tensor | None = None

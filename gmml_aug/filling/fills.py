@@ -1,6 +1,6 @@
-"""What replaces hidden patches: zeros, noise, alien patches, shuffled patches; and the weighted choice between them.
+"""The fills: what replaces hidden patches, and the weighted choice between them.
 
-A fill gives a value for every pixel; :class:`~gmml_aug.GroupMask` keeps those of the hidden ones.
+A built-in fill is one class, which says its operation, and one entry in :data:`BUILT_IN`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from . import rng
-from .plan import MaskPlan
+from .. import rng
+from ..plan import MaskPlan
+from .operation import Operation, constant, copy, noise, values
 
 
 @runtime_checkable
@@ -47,20 +48,26 @@ class Fill(Protocol):
         """
 
 
-def _patches(images: Tensor, plan: MaskPlan) -> Tensor:
-    """Cut images into the plan's patches, row-major: ``(B, patches, pixels)``."""
-    rows, columns = plan.mask.shape[1:]
-    patches = images.unflatten(-1, (columns, -1)).unflatten(-3, (rows, -1)).movedim((-4, -2), (1, 2))
-    cut: Tensor = patches.reshape(len(images), rows * columns, math.prod(patches.shape[3:]))
-    return cut
+class BuiltIn:
+    """A fill that every backend can write, because it is one of their operations."""
 
+    def check(self, images: Tensor, grid: tuple[int, int], donors: Tensor | None) -> None:
+        """Refuse what cannot be filled this way; see :meth:`Fill.check`."""
 
-def _whole(patches: Tensor, images: Tensor, plan: MaskPlan) -> Tensor:
-    """Put patches together again, to the images' shape: the way back from :func:`_patches`."""
-    rows, columns = plan.mask.shape[1:]
-    inner = (*images.shape[1:-2], images.shape[-2] // rows, images.shape[-1] // columns)
-    whole: Tensor = patches.view(len(patches), rows, columns, *inner).movedim((1, 2), (-4, -2)).reshape(images.shape)
-    return whole
+    def operation(self, images: Tensor, plan: MaskPlan, donors: Tensor | None) -> Operation:
+        """Return what is to be done to the hidden patches of these images.
+
+        Args:
+            images: ``(B, C, H, W)`` or ``(B, T, C, H, W)``.
+            plan: what was drawn for them.
+            donors: ``(N, ...)`` like the images, or None where they are to come from the batch.
+        """
+        raise NotImplementedError
+
+    def values(self, images: Tensor, plan: MaskPlan, donors: Tensor) -> Tensor:
+        """Return a value for every pixel; see :meth:`Fill.values`."""
+        pool = None if donors is images else donors
+        return values(self.operation(images, plan, pool), images, pool, plan.mask.shape[1:])
 
 
 def _check_range(images: Tensor, fill: object, largest: float) -> None:
@@ -69,7 +76,7 @@ def _check_range(images: Tensor, fill: object, largest: float) -> None:
 
 
 @dataclass(frozen=True)
-class Zeros:
+class Zeros(BuiltIn):
     """A constant: 0, which is the mean of normalised images, unless ``value`` says another.
 
     Args:
@@ -108,14 +115,15 @@ class Zeros:
             raise ValueError(f"uint8 images hold whole numbers from 0 to 255, but Zeros has value={self.value!r}")
         _check_range(images, self, max(abs(v) for v in channels))
 
-    def values(self, images: Tensor, plan: MaskPlan, donors: Tensor) -> Tensor:
+    def operation(self, images: Tensor, plan: MaskPlan, donors: Tensor | None) -> Operation:
         # Each number reaches the device as a kernel's argument: a tensor made from a list would wait for a copy.
-        channels = [images.new_full((1, 1, 1), number) for number in self.channels()]
-        return torch.cat(channels) if len(channels) > 1 else channels[0]
+        if len(set(map(repr, self.channels()))) == 1:  # -0.0 is another number
+            return constant(images.new_full((1, 1), self.channels()[0]).expand(1, images.shape[-3]))
+        return constant(torch.cat([images.new_full((1, 1), number) for number in self.channels()], 1))
 
 
 @dataclass(frozen=True)
-class Noise:
+class Noise(BuiltIn):
     """Normal noise for floating images; for uint8 ones, uniform noise over 0..255.
 
     The values depend on the sample's key, the patch and the pixel's place in it alone, and are drawn at 16 bits: 65,536
@@ -149,28 +157,12 @@ class Noise:
             )
         _check_range(images, self, abs(self.mean) + 4.33 * self.std)
 
-    def values(self, images: Tensor, plan: MaskPlan, donors: Tensor) -> Tensor:
-        rows, columns = plan.mask.shape[1:]
-        patch = (images.shape[-2] // rows, images.shape[-1] // columns)
-        planes = math.prod(images.shape[1:-2])
-        pixels = planes * patch[0] * patch[1]
-        noise: Tensor = torch.ops.gmml_aug.noise(plan.key, rows * columns, pixels, images.dtype)
-        inner = self._scale(noise, images.dtype).view(len(images), rows, columns, planes, *patch)
-        return inner.permute(0, 3, 1, 4, 2, 5).reshape(images.shape)
-
-    def patches(self, key: Tensor, place: Tensor, pixels: int, dtype: torch.dtype) -> Tensor:
-        """Return the noise of some patches, of their images' keys and their row-major places: ``(n, pixels)``."""
-        patch_key = rng.patch_keys(key, place, rng.noise_words(pixels, dtype))
-        return self._scale(rng.noise(patch_key, pixels, dtype), dtype)
-
-    def _scale(self, noise: Tensor, dtype: torch.dtype) -> Tensor:
-        if (self.mean, self.std) != (0, 1):
-            noise = noise * self.std + self.mean
-        return noise.to(dtype)
+    def operation(self, images: Tensor, plan: MaskPlan, donors: Tensor | None) -> Operation:
+        return noise(plan.key, self.mean, self.std)
 
 
 @dataclass(frozen=True)
-class Alien:
+class Alien(BuiltIn):
     """The pixels at the same place in another image (arXiv 2205.14986, section 3.1).
 
     Args:
@@ -195,16 +187,17 @@ class Alien:
                 "donors= of shape (N, ...), or use another fill"
             )
 
-    def values(self, images: Tensor, plan: MaskPlan, donors: Tensor) -> Tensor:
-        if self.per == "image":
-            return donors.index_select(0, plan.donor)
-        patches = _patches(donors, plan)
-        donor = plan.group_donor(None if donors is images else len(donors)).flatten(1)
-        return _whole(patches[donor, torch.arange(patches.shape[1], device=donor.device)], images, plan)
+    def operation(self, images: Tensor, plan: MaskPlan, donors: Tensor | None) -> Operation:
+        pool = None if donors is None else len(donors)
+        if self.per == "group":
+            donor = plan.group_donor(pool)
+        else:
+            donor = (plan.donor if pool is None else plan.pool_donor(pool))[:, None, None]
+        return copy(donor, None, plan.mask, pool is not None)
 
 
 @dataclass(frozen=True)
-class Shuffle:
+class Shuffle(BuiltIn):
     """Patches from elsewhere in the same image: each hidden patch becomes a visible one, drawn at random.
 
     What is hidden is never a source, so it does not come back in another place; only an image that is hidden whole
@@ -217,31 +210,59 @@ class Shuffle:
                 "shuffle needs another patch in the image, and this grid has only one; use a smaller patch_size"
             )
 
-    def sources(self, plan: MaskPlan) -> Tensor:
-        """Return the row-major place of the patch that each patch takes, if it is hidden: ``(B, patches)`` int64."""
+    def operation(self, images: Tensor, plan: MaskPlan, donors: Tensor | None) -> Operation:
         mask = plan.mask.flatten(1)
         patches = mask.shape[1]
         draw, _ = rng.halves(torch.ops.gmml_aug.words(plan.key, rng.SHUFFLE_SLOT, patches))
         visible_first = mask.to(torch.uint8).argsort(dim=1, stable=True)
         visible = patches - mask.sum(1, keepdim=True)
         place = torch.arange(patches, device=mask.device)
-        anywhere_else = (place + 1 + rng.below(draw, patches - 1)) % patches
-        return torch.where(visible > 0, visible_first.gather(1, rng.below(draw, visible)), anywhere_else)
-
-    def values(self, images: Tensor, plan: MaskPlan, donors: Tensor) -> Tensor:
-        patches = _patches(images, plan)
-        source = self.sources(plan)[..., None].expand(-1, -1, patches.shape[2])
-        return _whole(patches.gather(1, source), images, plan)
+        anywhere_else = (place + 1 + rng.below(draw, max(patches - 1, 1))) % patches
+        source = torch.where(visible > 0, visible_first.gather(1, rng.below(draw, visible)), anywhere_else)
+        return copy(None, source.view(plan.mask.shape), plan.mask, False)
 
 
-_BY_NAME: dict[str, Fill] = {"zeros": Zeros(), "noise": Noise(), "alien": Alien(), "shuffle": Shuffle()}
+@dataclass(frozen=True)
+class Mean(BuiltIn):
+    """The mean of each image's visible pixels, by channel: what is left of an image seen from far away.
+
+    What is hidden has no share in it; an image that is hidden whole becomes 0. A clip has one mean for all its frames.
+    In uint8 images it is rounded to a whole number.
+    """
+
+    def operation(self, images: Tensor, plan: MaskPlan, donors: Tensor | None) -> Operation:
+        rows, columns = plan.mask.shape[1:]
+        patches = images.unflatten(-1, (columns, -1)).unflatten(-3, (rows, -1))  # (B, ..., C, gh, height, gw, width)
+        dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
+        sums = patches.sum((-3, -1), dtype=dtype).to(torch.float64).flatten(1, -3)
+        hidden = plan.mask.to(images.device)[:, None]
+        total = torch.where(hidden, 0, sums).sum((-2, -1)).unflatten(1, (-1, images.shape[-3])).sum(1)
+        pixels = math.prod(images.shape[1:-3]) * patches.shape[-3] * patches.shape[-1]
+        mean = total / (hidden.logical_not().sum((-2, -1)) * pixels).clamp(min=1)
+        return constant((mean if images.is_floating_point() else mean.round()).to(images.dtype))
+
+
+# The registry: names, backends' tests, the command line and its documents read it.
+BUILT_IN: dict[str, BuiltIn] = {
+    "zeros": Zeros(),
+    "noise": Noise(),
+    "alien": Alien(),
+    "shuffle": Shuffle(),
+    "mean": Mean(),
+}
+_TYPES = tuple(type(fill) for fill in BUILT_IN.values())
+
+
+def is_built_in(fill: Fill) -> bool:
+    """Tell whether a fill is one of the package's own, not one derived from it."""
+    return type(fill) in _TYPES
 
 
 def _resolve(fill: object) -> Fill:
     if isinstance(fill, str):
-        if fill not in _BY_NAME:
-            raise ValueError(f"unknown fill {fill!r}; the known ones are {', '.join(map(repr, _BY_NAME))}")
-        return _BY_NAME[fill]
+        if fill not in BUILT_IN:
+            raise ValueError(f"unknown fill {fill!r}; the known ones are {', '.join(map(repr, BUILT_IN))}")
+        return BUILT_IN[fill]
     if isinstance(fill, Fill) and not isinstance(fill, type):
         return fill
     hint = ""
@@ -252,7 +273,7 @@ def _resolve(fill: object) -> Fill:
     elif hasattr(fill, "values") or hasattr(fill, "check"):
         hint = "; a fill of your own has both methods, check() and values(), see gmml_aug.Fill"
     raise TypeError(
-        f"a fill is one of {', '.join(map(repr, _BY_NAME))}, an instance such as Noise(), "
+        f"a fill is one of {', '.join(map(repr, BUILT_IN))}, an instance such as Noise(), "
         f"or a mapping of these to weights; got {fill!r}{hint}"
     )
 

@@ -1,0 +1,101 @@
+"""Which backends draw and write on this machine: the quickest that takes a call, else the torch functions.
+
+``GMML_AUG_BACKENDS=functions`` turns all others off; ``compiled,functions`` has the loops compiled at once, which
+otherwise happens when a process has drawn and written long enough to earn the time back.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import time
+import warnings
+from collections.abc import Sequence
+from functools import lru_cache
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+
+NAMES = ("triton", "compiled", "functions")
+_PRICE = 1.5  # seconds that it takes to import Numba and to load what it compiled before
+_broken: dict[str, str] = {}  # what failed here, and why
+_owed = 0.0  # seconds that this process spent in functions where a compiled loop could have run
+
+
+class Backend(NamedTuple):
+    """A file that draws or writes.
+
+    Attributes:
+        name: one of :data:`NAMES`.
+        module: the file, imported when it is first wanted.
+        device: the only type of device on which it runs; None for any.
+        needs: the package without which it is left out.
+    """
+
+    name: str
+    module: str
+    device: str | None = None
+    needs: str = "torch"
+
+
+@lru_cache(maxsize=64)
+def _parsed(names: str) -> tuple[str, ...]:
+    chosen = tuple(name.strip() for name in names.split(",") if name.strip())
+    if unknown := [name for name in chosen if name not in NAMES]:
+        raise ValueError(f"GMML_AUG_BACKENDS is a list of {', '.join(NAMES)}, with commas between; got {unknown[0]!r}")
+    return chosen
+
+
+@lru_cache(maxsize=64)
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def _allowed(backend: Backend, device: str) -> bool:
+    if backend.name == "functions":
+        return backend.device in (None, device)
+    names = _parsed(os.environ.get("GMML_AUG_BACKENDS", ""))
+    if backend.device != device or backend.module in _broken or (names and backend.name not in names):
+        return False
+    if not _installed(backend.needs):
+        return False
+    # Compiled loops are loaded once the process has paid as much in slower calls: never twice as slow as what would
+    # have been best, whether it lives for a second or a week.
+    return backend.name != "compiled" or backend.name in names or _owed >= _PRICE
+
+
+def run(backends: Sequence[Backend], function: str, device: torch.device, *arguments: Any) -> Any:
+    """Call a function of the first backend that runs on the device and takes the arguments.
+
+    A backend other than the functions that fails is left out from then on, with one warning; the others go on, but for
+    a call in place that reads what it writes, which may have been begun.
+    """
+    global _owed
+    begin = time.perf_counter()
+    for backend in backends:
+        if not _allowed(backend, device.type):
+            continue
+        try:
+            module: ModuleType = importlib.import_module(backend.module)
+            if module.takes(*arguments):
+                result = getattr(module, function)(*arguments)
+                if backend.name == "functions" and device.type == "cpu" and _owed < _PRICE:
+                    _owed += time.perf_counter() - begin
+                return result
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:  # no C compiler, say, which Triton needs at run time
+            if backend.name == "functions":
+                raise
+            _broken[backend.module] = str(error)
+            version = getattr(importlib.import_module(backend.needs), "__version__", "?")
+            warnings.warn(
+                f"gmml_aug goes on without {backend.module}, which failed here ({backend.needs} {version}, torch "
+                f"{torch.__version__}): {error}. GMML_AUG_BACKENDS=functions turns such backends off",
+                stacklevel=2,
+            )
+            if function == "write" and module.begun(*arguments):
+                raise
+    raise AssertionError("the last backend takes everything")

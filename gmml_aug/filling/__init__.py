@@ -1,0 +1,131 @@
+"""Writing: what is visible stays, what is hidden takes its fill's value. Which backend writes is chosen here.
+
+Every backend is ``write(images, out, mask, fill, operations, donors)``: it writes the images ``(B, C, H, W)`` or
+``(B, T, C, H, W)`` into ``out``, which may be themselves, with the ``operations`` that ``fill`` ``(B,)`` chooses from
+where ``mask`` ``(B, gh, gw)`` is True. `everywhere` defines the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from ..backends import Backend, run
+from ..plan import MaskPlan
+from ..rng import at_hand
+from .everywhere import combined
+from .fills import BuiltIn, Fill, is_built_in
+from .operation import OPERATIONS_SCHEMA, check_sources, packed, unpacked
+
+BACKENDS = (
+    Backend("triton", "gmml_aug.filling.triton_fill", "cuda", "triton"),
+    Backend("compiled", "gmml_aug.filling.compiled", "cpu", "numba"),
+    Backend("functions", "gmml_aug.filling.everywhere"),
+)
+
+
+def write(images: Tensor, plan: MaskPlan, fills: Sequence[Fill], donors: Tensor | None, inplace: bool) -> Tensor:
+    """Write what a plan says.
+
+    Args:
+        images: ``(B, C, H, W)`` or ``(B, T, C, H, W)``.
+        plan: of the same batch, on the same device, or on the CPU for a device that does not draw.
+        fills: which ``plan.fill`` counts.
+        donors: ``(N, ...)`` like the images; None where aliens come from the batch.
+        inplace: write into the images.
+
+    Returns:
+        The images, or new ones with their shape, dtype, device and memory format.
+
+    Raises:
+        TypeError: a fill's values do not suit the images.
+    """
+    plan = MaskPlan(*map(at_hand, plan))
+    tensors = (images,) if donors is None else (images, donors)
+    traced = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    if not torch.compiler.is_compiling():  # forward mode, which the compiler refuses, and views with another sign
+        traced = traced or any(t.is_neg() or forward_ad.unpack_dual(t).tangent is not None for t in tensors)
+    if not traced and all(map(is_built_in, fills)):
+        operations = [fill.operation(images, plan, donors) for fill in fills if isinstance(fill, BuiltIn)]
+        arguments = (images, plan.mask, plan.fill, donors, *packed(operations))
+        if inplace:
+            torch.ops.gmml_aug.write_(*arguments)
+            return images
+        written: Tensor = torch.ops.gmml_aug.write(*arguments)
+        return written
+    # Some fills' backward passes need what they read, so it must not be written over.
+    source = images.clone() if inplace and traced else images
+    if donors is not None:
+        plan = plan._replace(donor=plan.pool_donor(len(donors)))
+    each = _values(source, plan, fills, donors)
+    out = combined(source, plan.mask, plan.fill, len(fills) > 1, each)
+    return images.copy_(out) if inplace else out
+
+
+def _values(images: Tensor, plan: MaskPlan, fills: Sequence[Fill], donors: Tensor | None) -> Iterator[Tensor]:
+    for fill in fills:
+        values = fill.values(images, plan, images if donors is None else donors)
+        if not isinstance(values, Tensor):
+            raise TypeError(f"the values of {fill} are a tensor; got {type(values).__name__}")
+        if not _broadcasts(values.shape, images.shape):
+            raise TypeError(
+                f"the values of {fill} broadcast to the images' shape, {tuple(images.shape)}; got "
+                f"{tuple(values.shape)}; patch_to_pixel spreads what there is for each patch"
+            )
+        if torch.result_type(values, images) != images.dtype:
+            raise TypeError(
+                f"the values of {fill} are {values.dtype} and the images {images.dtype}; return values.to(images.dtype)"
+            )
+        yield values
+
+
+def _broadcasts(shape: Sequence[int], images: Sequence[int]) -> bool:
+    return len(shape) <= len(images) and all(
+        side in (1, wanted) for side, wanted in zip(reversed(shape), reversed(images), strict=False)
+    )
+
+
+def share_memory(images: Tensor, donors: Tensor) -> bool:
+    """Tell whether two tensors may lie in the same memory."""
+    begins, ends = [], []
+    for tensor in (images, donors):
+        reach = sum((side - 1) * stride for side, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+        begins.append(tensor.data_ptr())
+        ends.append(tensor.data_ptr() + reach * tensor.itemsize)
+    return max(begins) < min(ends)
+
+
+def _write_into(images: Tensor, out: Tensor, mask: Tensor, fill: Tensor, donors: Tensor | None, *asked: Any) -> None:
+    if not images.numel():
+        return
+    if out is images and donors is not None and share_memory(images, donors):
+        donors = donors.clone()
+    operations = unpacked(*asked)
+    check_sources(operations, mask, fill, donors)
+    run(BACKENDS, "write", images.device, images, out, mask, fill, operations, donors)
+
+
+def _write(images: Tensor, *arguments: Any) -> Tensor:
+    out = torch.empty_like(images)
+    _write_into(images, out, *arguments)
+    return out
+
+
+def _write_inplace(images: Tensor, *arguments: Any) -> None:
+    _write_into(images, images, *arguments)
+    if not images.is_inference():
+        torch.autograd.graph.increment_version(images)  # as torch's own functions do, for autograd to see
+
+
+# Opaque to torch.compile, so that a compiled call takes the quick backends as well.
+_ARGUMENTS = f"Tensor mask, Tensor fill, Tensor? donors, {OPERATIONS_SCHEMA}"
+torch.library.define("gmml_aug::write", f"(Tensor images, {_ARGUMENTS}) -> Tensor")
+torch.library.impl("gmml_aug::write", "default", _write)
+torch.library.register_fake("gmml_aug::write", lambda images, *_: torch.empty_like(images))
+torch.library.define("gmml_aug::write_", f"(Tensor(a!) images, {_ARGUMENTS}) -> ()")
+torch.library.impl("gmml_aug::write_", "default", _write_inplace)
+torch.library.register_fake("gmml_aug::write_", lambda images, *_: None)

@@ -1,0 +1,174 @@
+"""What every backend understands of a fill: a constant, noise, or a copy of other patches. And their definition.
+
+A built-in fill becomes an :class:`Operation` before a backend sees it, so that a new one touches no backend.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+CONSTANT, NOISE, COPY, POOL = range(4)
+KINDS = (CONSTANT, NOISE, COPY, POOL)
+
+
+class Operation(NamedTuple):
+    """What one fill does to the hidden patches of the images that it is drawn for.
+
+    Attributes:
+        kind: ``CONSTANT``, ``NOISE``, ``COPY`` (from the batch) or ``POOL`` (from the donors of the call).
+        tensor: for a constant the value of each channel, ``(B, C)``, or ``(1, C)`` for all images, of their dtype; for
+            noise the images' keys, ``(B,)`` int64; for a copy where each patch comes from, ``(B, gh, gw)`` int64: its
+            image times the number of patches, plus its row-major place.
+        mean: of normal noise; bytes are uniform.
+        std: its standard deviation.
+    """
+
+    kind: int
+    tensor: Tensor
+    mean: float = 0.0
+    std: float = 1.0
+
+
+def constant(values: Tensor) -> Operation:
+    """Write a value in each channel: ``(B, C)`` or ``(1, C)``, of the images' dtype."""
+    return Operation(CONSTANT, values)
+
+
+def noise(key: Tensor, mean: float, std: float) -> Operation:
+    """Write noise, drawn from the images' keys ``(B,)``."""
+    return Operation(NOISE, key, float(mean), float(std))
+
+
+def copy(image: Tensor | None, place: Tensor | None, like: Tensor, pool: bool) -> Operation:
+    """Write patches of an image, which broadcasts to ``(B, gh, gw)``; None: its own, at a place; None: the same."""
+    patches = like.shape[1] * like.shape[2]
+    if image is None:
+        image = torch.arange(len(like), device=like.device)[:, None, None]
+    if place is None:
+        place = torch.arange(patches, device=like.device).view(1, *like.shape[1:])
+    return Operation(POOL if pool else COPY, (image * patches + place).expand(like.shape))
+
+
+# Operations as torch's operators take them.
+OPERATIONS_SCHEMA = "int[] kinds, float[] scales, Tensor[] tensors"
+
+
+def packed(operations: Sequence[Operation]) -> tuple[list[int], list[float], list[Tensor]]:
+    """Return operations as the arguments of :data:`OPERATIONS_SCHEMA`."""
+    scales = [number for operation in operations for number in (operation.mean, operation.std)]
+    return [operation.kind for operation in operations], scales, [operation.tensor for operation in operations]
+
+
+def unpacked(kinds: Sequence[int], scales: Sequence[float], tensors: Sequence[Tensor]) -> list[Operation]:
+    """Return what was packed."""
+    return [Operation(*each) for each in zip(kinds, tensors, scales[::2], scales[1::2], strict=True)]
+
+
+def cut(images: Tensor, grid: Sequence[int]) -> Tensor:
+    """Cut images into patches, those of all images after one another: ``(B * patches, ..., height, width)``."""
+    patches = images.unflatten(-1, (grid[1], -1)).unflatten(-3, (grid[0], -1)).movedim((-4, -2), (1, 2))
+    return patches.flatten(0, 2)
+
+
+def joined(patches: Tensor, images: Tensor, grid: Sequence[int]) -> Tensor:
+    """Put patches together again, to the images' shape."""
+    return patches.unflatten(0, (len(images), *grid)).movedim((1, 2), (-4, -2)).reshape(images.shape)
+
+
+def values(operation: Operation, images: Tensor, donors: Tensor | None, grid: Sequence[int]) -> Tensor:
+    """Return a value for every pixel, as the operation would write it: the definition, by torch functions.
+
+    Args:
+        operation: of a fill, for these images.
+        images: ``(B, C, H, W)`` or ``(B, T, C, H, W)``.
+        donors: ``(N, ...)`` like the images, or None.
+        grid: (height, width) in patches.
+
+    Returns:
+        A tensor of the images' dtype and device that broadcasts to their shape.
+    """
+    tensor = operation.tensor.to(images.device, non_blocking=True)
+    if operation.kind == CONSTANT:
+        return tensor.view(len(tensor), *(1,) * (images.ndim - 4), -1, 1, 1)
+    if operation.kind == NOISE:
+        inner = (*images.shape[1:-2], images.shape[-2] // grid[0], images.shape[-1] // grid[1])
+        key = operation.tensor  # where it is: not every device draws numbers
+        drawn: Tensor = torch.ops.gmml_aug.noise(key, grid[0] * grid[1], math.prod(inner), images.dtype)
+        scaled = scale(drawn.to(images.device, non_blocking=True), operation.mean, operation.std, images.dtype)
+        return joined(scaled.view(-1, *inner), images, grid)
+    if operation.kind not in (COPY, POOL):
+        raise ValueError(f"unknown operation {operation.kind}")
+    origin = images if operation.kind == COPY else donors
+    assert origin is not None, "an operation on a pool comes with donors"
+    return joined(cut(origin, grid).index_select(0, tensor.flatten()), images, grid)
+
+
+def scale(drawn: Tensor, mean: float, std: float, dtype: torch.dtype) -> Tensor:
+    """Return noise with its mean and spread, in the images' dtype."""
+    return (drawn if (mean, std) == (0, 1) else drawn * std + mean).to(dtype)
+
+
+def check_sources(operations: Sequence[Operation], mask: Tensor, fill: Tensor, donors: Tensor | None) -> None:
+    """Refuse copies of what is not there, as a plan for another batch may ask for; on the CPU, where asking is free.
+
+    Raises:
+        ValueError: a hidden patch would be read from beyond the batch or the donors.
+    """
+    for i, operation in enumerate(operations):
+        if operation.kind in (COPY, POOL) and mask.numel() and mask.device.type == "cpu":
+            there = len(mask) if operation.kind == COPY or donors is None else len(donors)
+            low, high = (int(end) // mask[0].numel() for end in operation.tensor.aminmax())
+            if low < 0 or high >= there:
+                here = mask & (fill == i)[:, None, None] if len(operations) > 1 else mask
+                image = operation.tensor.div(mask[0].numel(), rounding_mode="floor")[here]
+                if bool(((image < 0) | (image >= there)).any()):
+                    raise ValueError(
+                        f"this plan takes patches of image {int(image.max() if high >= there else image.min())}, and "
+                        f"there are {there}; draw it by sample() for the batch to which it is applied"
+                    )
+
+
+class Merged(NamedTuple):
+    """Operations as one for each image, which is how loops over patches read them.
+
+    Attributes:
+        kind: ``(B,)`` int64; -1 where the plan names a fill that there is not.
+        value: ``(B, C)`` of the images' dtype, of constants.
+        source: ``(B, gh, gw)`` int64, of copies.
+        key: ``(B,)`` int64, of noise.
+    """
+
+    kind: Tensor
+    value: Tensor
+    source: Tensor
+    key: Tensor
+
+
+def merged(operations: Sequence[Operation], images: Tensor, mask: Tensor, fill: Tensor) -> Merged:
+    """Return what each image is to have. What none of the operations needs is of no meaning."""
+    batch, channels = len(images), images.shape[-3]
+
+    def pick(kinds: Sequence[int], shape: Sequence[int], otherwise: Tensor) -> Tensor:
+        picked: Tensor | None = None
+        for i, operation in enumerate(operations):
+            if operation.kind in kinds:
+                here = (fill == i).view(-1, *(1,) * (len(shape) - 1))
+                tensor = operation.tensor.expand(*shape)
+                picked = tensor if picked is None or len(operations) == 1 else torch.where(here, tensor, picked)
+        return otherwise.expand(*shape) if picked is None else picked
+
+    kind = torch.full_like(fill, operations[0].kind if len(operations) == 1 else -1)
+    if len(operations) > 1:
+        for i, operation in enumerate(operations):
+            kind.masked_fill_(fill == i, operation.kind)
+    return Merged(
+        kind,
+        pick((CONSTANT,), (batch, channels), images.new_zeros(())).contiguous(),
+        pick((COPY, POOL), mask.shape, fill.new_zeros(())).contiguous(),
+        pick((NOISE,), (batch,), fill).contiguous(),
+    )

@@ -1,0 +1,231 @@
+"""What may be passed to GroupMask, and what is said of what may not; the images within a sample."""
+
+from __future__ import annotations
+
+import itertools
+import numbers
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .filling import share_memory
+from .grid import grid_size, is_int
+from .plan import MaskPlan
+from .shapes import group_range
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8)
+_MOST_PATCHES = 2**22  # what the order of the patches has bits for
+
+
+def checked_grid(batch: Tensor, patch_size: tuple[int, int], group_size: tuple[int, int] | None) -> tuple[int, int]:
+    """Return the grid of the images, (height, width) in patches.
+
+    Raises:
+        ValueError: they are no whole number of patches, too many of them, or fewer than a group's side.
+    """
+    grid = grid_size(batch.shape[-2], batch.shape[-1], patch_size)
+    if grid[0] * grid[1] > _MOST_PATCHES:
+        raise ValueError(
+            f"a grid of {grid[0]} x {grid[1]} patches has more than {_MOST_PATCHES}; use a larger patch_size"
+        )
+    if group_size is not None:
+        for side in grid:
+            group_range(side, group_size)
+    return grid
+
+
+def plain(images: Tensor) -> Tensor:
+    """Return the images as a plain tensor."""
+    # What dispatches by itself, such as a FakeTensor, stays what it is: torch 2.7 cannot make a plain tensor of it.
+    kind = type(images)
+    stays = kind is Tensor or kind.__torch_dispatch__ is not Tensor.__torch_dispatch__
+    return images if stays else images.as_subclass(Tensor)
+
+
+def places_of_images(leaves: Sequence[object]) -> list[int]:
+    """Return which leaves of a sample are its images, by the rule of torchvision's v2 transforms."""
+    tv_tensors, pil = sys.modules.get("torchvision.tv_tensors"), sys.modules.get("PIL.Image")
+    images = (tv_tensors.Image, tv_tensors.Video) if tv_tensors else ()
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, (*images, *((pil.Image,) if pil else ())))]
+    if places:
+        return places
+    special = (tv_tensors.TVTensor,) if tv_tensors else ()
+    return [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and not isinstance(leaf, special)][:1]
+
+
+def within(leaves: Sequence[Any], inplace: bool) -> tuple[list[int], Tensor, bool]:
+    """Return which leaves of a sample are its images, the first as a batch, and whether it stands for one image.
+
+    Raises:
+        TypeError, ValueError: it has none, or they do not suit each other.
+    """
+    places = places_of_images(leaves)
+    if not places and len(leaves) == 1:
+        places = [0]  # whatever it is, the error names it
+    if not places:
+        kinds = ", ".join(sorted({type(leaf).__name__ for leaf in leaves})) or "nothing"
+        raise TypeError(f"this sample has no image, which is a tv_tensor or a plain tensor; it has {kinds}")
+    (first, single), *others = (as_batch(leaves[place]) for place in places)
+    for batch, alone in others:
+        same = (single, len(first), *first.shape[-2:], first.device)
+        if (alone, len(batch), *batch.shape[-2:], batch.device) != same:
+            each = (f"{tuple(leaves[place].shape)} on {leaves[place].device}" for place in places)
+            raise ValueError(
+                "the images of a sample get the same mask, so they have the same size and device; got "
+                f"{' and '.join(each)}"
+            )
+    distinct = {id(leaves[place]): leaves[place] for place in places}.values()  # one may stand in it twice
+    known = not torch.compiler.is_compiling() and not first.is_meta  # where in memory they are
+    if inplace and known and any(share_memory(*pair) for pair in itertools.combinations(distinct, 2)):
+        raise ValueError(
+            "inplace=True cannot write into images of a sample that share memory with each other; pass clones"
+        )
+    return places, first, single
+
+
+def as_batch(images: object) -> tuple[Tensor, bool]:
+    """Return a view of the images with a batch dimension, and whether it was added; refuse what is no image."""
+    if not isinstance(images, Tensor):
+        kind = f"{type(images).__module__}.{type(images).__qualname__}"
+        hint = "give a torch.Tensor"
+        if kind.startswith("PIL."):
+            hint = "convert it first, by torchvision.transforms.v2.functional.pil_to_tensor(image) or v2.ToImage()"
+        elif kind.startswith("numpy."):
+            hint = "convert it first, by torch.from_numpy(array), with the channels in front of height and width"
+        raise TypeError(f"GroupMask takes tensors of images; got {kind}; {hint}")
+    tv_tensors = sys.modules.get("torchvision.tv_tensors")
+    if (
+        tv_tensors
+        and isinstance(images, tv_tensors.TVTensor)
+        and not isinstance(images, (tv_tensors.Image, tv_tensors.Video))
+    ):
+        raise TypeError(f"GroupMask takes images; got a tv_tensors.{type(images).__name__}, which is none")
+    batch = plain(images)
+    if batch.dtype not in _DTYPES:
+        raise TypeError(
+            f"images are {', '.join(str(d).removeprefix('torch.') for d in _DTYPES)}; got {batch.dtype}; they come "
+            "before labels, and torchvision.transforms.v2.functional.to_dtype(images, torch.float32) converts them"
+        )
+    if batch.ndim not in (3, 4, 5):
+        raise ValueError(
+            f"images are (B, C, H, W), one image (C, H, W) or clips (B, T, C, H, W); got {tuple(batch.shape)}"
+        )
+    clip = batch.ndim == 4 and tv_tensors is not None and isinstance(images, tv_tensors.Video)
+    single = batch.ndim == 3 or clip
+    return (batch[None] if single else batch), single
+
+
+def check_plan(plan: MaskPlan, images: Tensor, batch: Tensor, grid: tuple[int, int], single: bool) -> None:
+    """Refuse a plan that was drawn for other images, or is elsewhere."""
+    expected = grid if single else (batch.shape[0], *grid)
+    shapes = {name: expected if name in ("mask", "group") else expected[:-2] for name in MaskPlan._fields}
+    for name, shape in shapes.items():
+        if getattr(plan, name).shape != shape:
+            raise ValueError(
+                f"the plan is for a {name} of {tuple(getattr(plan, name).shape)}, but images of "
+                f"{tuple(images.shape)} with patches of {batch.shape[-2] // grid[0], batch.shape[-1] // grid[1]} need "
+                f"{tuple(shape)}; draw it by sample() with these images or their shape"
+            )
+    if plan.mask.dtype != torch.bool:
+        raise TypeError(f"a plan's mask is bool, True = hidden; got {plan.mask.dtype}")
+    for name, field in zip(MaskPlan._fields[1:], plan[1:], strict=True):
+        if field.dtype != (wanted := torch.int32 if name == "group" else torch.int64):
+            raise TypeError(f"a plan's {name} is {str(wanted).removeprefix('torch.')}; got {field.dtype}")
+    for field in plan:
+        if field.device != batch.device:
+            raise ValueError(
+                f"the plan is on {field.device} and the images on {batch.device}; "
+                f"move it by plan.to({str(batch.device)!r})"
+            )
+
+
+def as_index(index: Tensor | int | None, batch: int, single: bool) -> Tensor | None:
+    """Return the samples' numbers as ``(B,)`` int64, or None."""
+    if index is None:
+        return None
+    if is_int(index):
+        index = torch.tensor(int(index), device="cpu")
+    if not isinstance(index, Tensor) or index.dtype != torch.int64:
+        got = index.dtype if isinstance(index, Tensor) else type(index).__name__
+        raise TypeError(f"index is an int64 tensor of the samples' numbers, or an int for one image; got {got}")
+    if index.shape != (batch,) and not (single and index.ndim == 0):
+        raise ValueError(f"index has one number for each sample, shape ({batch},); got {tuple(index.shape)}")
+    return index.reshape(-1)
+
+
+def check_writable(images: Tensor) -> None:
+    """Refuse images that cannot be written to in place."""
+    if images.requires_grad and images.is_leaf and torch.is_grad_enabled():
+        raise ValueError("inplace=True cannot write into a leaf that requires gradients; use inplace=False")
+    reach = 1
+    for stride, side in sorted((s, n) for s, n in zip(images.stride(), images.shape, strict=True) if n > 1):
+        if stride < reach:
+            raise ValueError(
+                f"inplace=True cannot write into images that share memory with each other (strides {images.stride()}, "
+                "as expand and unfold make them); pass images.clone()"
+            )
+        reach = stride * side
+
+
+def check_donors(donors: object, batch: Tensor) -> None:
+    """Refuse donors that are not like the images."""
+    wanted = f"(N, {', '.join(map(str, batch.shape[1:]))})"
+    if not isinstance(donors, Tensor):
+        raise TypeError(f"donors is a tensor of images {wanted}; got {type(donors).__name__}")
+    if donors.ndim != batch.ndim or donors.shape[1:] != batch.shape[1:] or donors.shape[0] == 0:
+        raise ValueError(
+            f"donors have the images' shape, {wanted} with N at least 1; got {tuple(donors.shape)}; crop or resize them"
+        )
+    if donors.dtype != batch.dtype or donors.device != batch.device:
+        raise ValueError(
+            f"donors have the images' dtype and device, {batch.dtype} on {batch.device}; got {donors.dtype} on "
+            f"{donors.device}; convert them by donors.to(images)"
+        )
+
+
+def as_share(name: str, value: object) -> float:
+    """Return a number in [0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} is a number in [0, 1]; got {value!r}")
+    if not 0 <= float(value) <= 1:
+        raise ValueError(f"{name} is in [0, 1]; got {value!r}")
+    return float(value)
+
+
+def as_ratio(ratio: object) -> tuple[float, float]:
+    """Return the range of a ratio."""
+    if not isinstance(ratio, (tuple, list)):
+        return (as_share("ratio", ratio),) * 2
+    if len(ratio) != 2:
+        raise ValueError(f"ratio is a number or a pair (low, high); got {ratio!r}")
+    low, high = as_share("ratio", ratio[0]), as_share("ratio", ratio[1])
+    if low > high:
+        raise ValueError(f"ratio is (low, high), but {ratio!r} is reversed; write {(high, low)}")
+    return low, high
+
+
+def as_group_size(group_size: object) -> tuple[int, int] | None:
+    """Return the range of a group's side, or None."""
+    if group_size is None:
+        return None
+    if not isinstance(group_size, (tuple, list)) or len(group_size) != 2 or not all(map(is_int, group_size)):
+        raise TypeError(f"group_size is None or a pair (low, high) of ints, in patches; got {group_size!r}")
+    low, high = group_size
+    if not 1 <= low <= high:
+        raise ValueError(f"group_size is (low, high) with 1 <= low <= high, in patches; got {group_size!r}")
+    return int(low), int(high)
+
+
+def as_seed(seed: object) -> int | None:
+    """Return a seed as int64, or None."""
+    if seed is None:
+        return None
+    if not is_int(seed):
+        raise TypeError(f"seed is None or an int; got {seed!r}")
+    number: int = int(seed)  # type: ignore[call-overload]
+    if not -(2**63) <= number < 2**64:
+        raise ValueError(f"seed has 64 bits, from -2**63 to 2**64 - 1; got {number}")
+    return (number + 2**63) % 2**64 - 2**63

@@ -1,0 +1,181 @@
+"""A whole batch by torch functions, on any device: the bits of the sequential definition, in integer arithmetic alone.
+
+All rectangles of all images are drawn at once, and each patch takes the number of the first rectangle that covers it;
+hiding the first n patches in the order of these numbers is what the loop would have done, with the last rectangle cut
+to reach n exactly.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import rng
+from ..plan import MaskPlan, Numbers, Settings
+from ..shapes import WORD
+from . import Samples
+
+_CPU_CELLS = 2**17  # int64 cells that one step of a batch may use on a CPU: its tensors then stay in the caches
+_CELLS = 2**22  # the same elsewhere, a limit on memory
+
+
+def takes(root: object, samples: Samples, settings: Settings) -> bool:
+    """Tell that every call is taken."""
+    return True
+
+
+def draw(root: int | Tensor, samples: Samples, settings: Settings) -> MaskPlan:
+    """Draw a batch; see :func:`gmml_aug.sampling.draw`."""
+    n, batch = settings.numbers(), samples.number
+    key = rng.keys(root, samples.tensor())
+    head = rng.words(key, 0, rng.RECTANGLE_SLOT)
+    for_fill, for_donor = rng.halves(head[:, rng.FILL_SLOT])
+    fill = torch.zeros_like(key)
+    for share in settings.shares():
+        fill += for_fill >= share
+    donor = rng.another(torch.arange(batch, device=key.device), for_donor, batch)
+    group = hide(key, counts(head[:, rng.COUNT_SLOT], n), head[:, rng.CUT_SLOT] < 0, n)
+    return MaskPlan(group >= 0, fill, donor, key, group)
+
+
+def counts(word: Tensor, n: Numbers) -> Tensor:
+    """Return how many patches each image hides, of a random word each: ``(B,)`` int64 both."""
+    for_ratio, for_p = rng.halves(word)
+    exact = n.start + (((for_ratio >> 8) * (n.stop - n.start)) >> 24)
+    count = (exact + 2**15) >> 16
+    tie = (exact & 0xFFFF) == 2**15
+    count = (count - (tie & (count % 2 == 1)).to(torch.int64)).clamp(n.least, n.most)
+    return torch.where(for_p < n.p, count, 0)
+
+
+class _Spans(NamedTuple):
+    """What is the same for every image, by rectangle and axis: ``(2 K,)`` int64 each, rows and columns in turn.
+
+    An axis of n patches has n + 1 cells, the last one for spans that end with the grid; the cells of the rows, then of
+    the columns, follow each other, and those of the next 63 rectangles follow these.
+    """
+
+    sizes: Tensor  # how many a group's side has to choose from
+    smallest: Tensor  # the smallest size, and half of `sizes` for a signed draw, in units of 2^-32
+    bound: Tensor  # how many places there are, without the group's size
+    begin: Tensor  # the first cell of the axis
+    end: Tensor  # its last one
+    bit: Tensor
+    unset: Tensor
+
+
+def _spans(number: int, n: Numbers, device: torch.device) -> _Spans:
+    def by_axis(rows: int, columns: int) -> Tensor:
+        return torch.arange(2, device=device) * (columns - rows) + rows  # no list: it would be copied to the device
+
+    k = torch.arange(number, device=device)[:, None]
+    sizes = by_axis(n.heights, n.widths).expand(number, 2)
+    smallest = (by_axis(n.low_height, n.low_width) << 32) + sizes * 2**31
+    sides = by_axis(n.rows, n.columns)
+    bound = (sides + (1 if n.inside else -1)).expand(number, 2)
+    begin = k // WORD * (n.rows + n.columns + 2) + by_axis(0, n.rows + 1)
+    bit = (torch.ones_like(k) << k % WORD).expand(number, 2)
+    fields = (sizes, smallest, bound, begin, begin + sides, bit, -bit)
+    return _Spans(*(field.reshape(-1) for field in fields))
+
+
+def _bit_sets(key: Tensor, n: Numbers) -> tuple[Tensor, Tensor]:
+    """Draw the rectangles: which of them cover each row and each column, as bits: ``(B, K / 63, side)`` int64."""
+    spans = _spans(n.rectangles, n, key.device)
+    word = rng.words(key, rng.RECTANGLE_SLOT, 2 * n.rectangles)
+    size = (word >> 32).mul_(spans.sizes).add_(spans.smallest).bitwise_right_shift_(32)  # the upper half, signed
+    place = word.bitwise_and_(2**32 - 1)
+    if n.inside:
+        first = place.mul_(spans.bound - size).bitwise_right_shift_(32).add_(spans.begin)
+        last = first + size
+    else:
+        last = place.mul_(spans.bound + size).bitwise_right_shift_(32).add_(spans.begin).add_(1)
+        first = torch.maximum(last - size, spans.begin)
+        last = torch.minimum(last, spans.end)
+    # A span adds its bit where it begins and takes it away where it ends, so a running sum holds it in between. Every
+    # span has a bit of its own, therefore nothing carries.
+    cells = n.rows + n.columns + 2
+    steps = word.new_zeros(len(key), n.rectangles // WORD * cells)
+    steps.scatter_add_(1, first, spans.bit.expand_as(first)).scatter_add_(1, last, spans.unset.expand_as(last))
+    sets = steps.view(len(key), n.rectangles // WORD, cells).cumsum(2)
+    return sets[..., : n.rows], sets[..., n.rows + 1 : -1]
+
+
+def _first(rows: Tensor, columns: Tensor) -> Tensor:
+    """Return the number of the first rectangle that covers each patch.
+
+    Args:
+        rows: which of the K rectangles cover each row, ``(B, K / 63, height)`` int64.
+        columns: the same across, ``(B, K / 63, width)``.
+
+    Returns:
+        ``(B, height * width)`` int32, row-major; K where no rectangle covers the patch.
+    """
+    covering = rows[..., :, None] & columns[..., None, :]
+    covering &= -covering  # the lowest bit
+    # A power of two is exact in float32, and its exponent is the number of the bit; without one it is -127.
+    bit = covering.to(torch.float32).view(torch.int32)
+    bit.bitwise_right_shift_(23).sub_(127).bitwise_and_(2**30 - 1)
+    words = bit.shape[1]
+    if words > 1:
+        bit = bit.add_(torch.arange(words, device=bit.device, dtype=torch.int32)[:, None, None] * WORD).amin(
+            1, keepdim=True
+        )
+    return bit.clamp_(max=words * WORD).flatten(1)
+
+
+def _random(key: Tensor, count: Tensor, among: Tensor) -> Tensor:
+    """Choose ``count`` ``(B, 1)`` of the patches ``among`` ``(B, patches)`` bool at random."""
+    patches = among.shape[1]
+    rank = rng.words(key, rng.PATCH_SLOT, patches).bitwise_and_(2**20 - 1)
+    order = (rank << 22).add_(torch.arange(patches, device=key.device))  # unique: 2^22 places
+    order.masked_fill_(~among, 2**63 - 1)
+    last = order.sort(1).values.gather(1, (count - 1).clamp(min=0))
+    return (order <= last).logical_and_(count > 0)
+
+
+def hide(key: Tensor, count: Tensor, backwards: Tensor, n: Numbers) -> Tensor:
+    """Draw which patches are hidden, and by which group.
+
+    Args:
+        key: ``(B,)`` int64, one for each image.
+        count: ``(B,)`` int64, how many patches each image hides.
+        backwards: ``(B,)`` bool, which images have their last group cut from its beginning rather than from its end.
+        n: the settings' numbers.
+
+    Returns:
+        ``(B, height, width)`` int32: the number of the rectangle that hides each patch, the first of those that cover
+        it; ``n.rectangles`` + the row-major place for a patch that is hidden by itself; -1 for visible ones.
+    """
+    patches = n.rows * n.columns
+    cells = len(key) * max(patches * max(1, n.rectangles // WORD), 2 * n.rectangles)
+    parts = -(-cells // (_CPU_CELLS if key.device.type == "cpu" else _CELLS))
+    if parts > 1 and len(key) > 1:
+        pieces = zip(key.tensor_split(parts), count.tensor_split(parts), backwards.tensor_split(parts), strict=True)
+        return torch.cat([hide(k, c, b, n) for k, c, b in pieces if len(k)])
+    count, backwards = count[:, None], backwards[:, None]
+    alone = torch.arange(n.rectangles, n.rectangles + patches, dtype=torch.int32, device=key.device)
+    if not n.rectangles:
+        among = torch.ones((), dtype=torch.bool, device=key.device).expand(len(key), patches)
+        return torch.where(_random(key, count, among), alone, -1).view(-1, n.rows, n.columns)
+    group = _first(*_bit_sets(key, n))
+    first = group.to(torch.int64)
+    # How many patches each rectangle adds, and the one with which the count is reached.
+    adds = first.new_zeros(len(key), n.rectangles + 1)
+    adds.scatter_add_(1, first, first.new_ones(()).expand_as(first))
+    total = adds.cumsum(1)
+    last = torch.searchsorted(total, count)
+    whole = adds.gather(1, last)
+    rest = count - total.gather(1, last) + whole
+    # Of the last one `rest` patches are hidden, from its beginning or its end.
+    rank = (first == last).cumsum(1)
+    rank.mul_(1 - 2 * backwards.to(torch.int64)).add_((whole + 1) * backwards)
+    hidden = rank.add_(first, alpha=2**23) <= last * 2**23 + rest  # a rank is at most 2^22
+    ran_out = last == n.rectangles
+    if key.device.type != "cpu" or bool(ran_out.any()):
+        uncovered = first == n.rectangles
+        hidden = torch.where(ran_out, ~uncovered | _random(key, rest, uncovered), hidden)
+        group = torch.where(uncovered, alone, group)
+    return torch.where(hidden, group, -1).view(-1, n.rows, n.columns)

@@ -1,0 +1,56 @@
+"""The sequential definition compiled by Numba, for batches of any size on a CPU."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numba import types
+
+from ..native import compiled, share
+from ..plan import MaskPlan, Numbers, Settings
+from ..rng import word
+from . import Samples, sequential
+
+_LEAST = 2**14  # patches that are worth a thread of their own
+
+
+@lru_cache(maxsize=1)
+def _loop() -> Any:
+    i64, u64 = types.int64, types.uint64
+    longs, pair = i64[::1], types.UniTuple(i64, 2)
+    numbers = types.NamedUniTuple(i64, len(Numbers._fields), Numbers)
+    word_ = compiled(word, u64(u64, u64))
+    halves = compiled(sequential.halves, pair(u64, i64), word_)
+    span = compiled(sequential.span, pair(u64, i64, i64, i64, i64, i64), halves)
+    count = compiled(sequential.count, i64(u64, numbers), halves)
+    smallest = compiled(sequential.smallest, types.void(longs, i64, i64))
+    arguments = (u64, numbers, types.int32[::1], i64, longs)
+    hide = compiled(sequential.hide, types.void(*arguments), halves, span, count, smallest)
+    arguments = (i64, i64, longs, i64, i64, i64, numbers, longs, longs, longs, types.int32[::1], longs)
+    return compiled(sequential.draw_images, types.void(*arguments), word_, halves, hide)
+
+
+def takes(root: object, samples: Samples, settings: Settings) -> bool:
+    """Tell that every call is taken."""
+    return True
+
+
+def draw(root: int, samples: Samples, settings: Settings) -> MaskPlan:
+    """Draw a batch; see :func:`gmml_aug.sampling.draw`."""
+    n, batch, loop = settings.numbers(), samples.number, _loop()
+    patches = n.rows * n.columns
+    heads = torch.empty((3, batch), dtype=torch.int64)
+    group = torch.full((batch, n.rows, n.columns), -1, dtype=torch.int32)
+    index = np.empty(0, np.int64) if samples.index is None else samples.index.contiguous().numpy()
+    flat, groups, shares = heads.view(-1).numpy(), group.view(-1).numpy(), np.array(settings.shares(), np.int64)
+
+    def work(begin: int, end: int) -> None:
+        order = np.empty(patches, np.int64)
+        loop(root, samples.first, index, begin, end, batch, n, shares, flat, flat[2 * batch :], groups, order)
+
+    share(batch, max(1, _LEAST // patches), work)
+    fill, donor, key = heads.unbind()
+    return MaskPlan(group >= 0, fill, donor, key, group)

@@ -1,0 +1,147 @@
+"""The definition of what is drawn: one image after another, and in it one group after another. CPU.
+
+The functions above :func:`draw` work on flat buffers and whole numbers alone, so that Numba compiles the same source
+(`compiled.py`): what this module draws in Python is what it draws compiled.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import MutableSequence, Sequence
+
+import torch
+
+from ..plan import MaskPlan, Numbers, Settings
+from ..rng import COUNT_SLOT, CUT_SLOT, FILL_SLOT, PATCH_SLOT, RECTANGLE_SLOT, word
+from . import Samples
+
+_MOST_PATCHES = 2**14  # of a call: beyond, tensor operations cost less than Python's integers
+
+
+def halves(key: int, slot: int) -> tuple[int, int]:
+    """Return the word of a slot as two independent numbers of 32 bits."""
+    z = word(key, slot)
+    return z >> 32, z & 0xFFFFFFFF
+
+
+def span(key: int, slot: int, low: int, sizes: int, side: int, inside: int) -> tuple[int, int]:
+    """Return the first row of a group and the one after its last, or its columns, clipped to the grid."""
+    for_size, for_place = halves(key, slot)
+    size = low + ((for_size ^ 0x80000000) * sizes >> 32)
+    # Unless it lies inside, every place at which at least one patch lies on the grid is as likely as any other.
+    first = for_place * (side + 1 - size) >> 32 if inside else (for_place * (side - 1 + size) >> 32) + 1 - size
+    return max(first, 0), min(first + size, side)
+
+
+def count(key: int, n: Numbers) -> int:
+    """Return how many patches an image hides: round(ratio * patches), half to even; 0 where p leaves it alone."""
+    for_ratio, for_p = halves(key, COUNT_SLOT)
+    if for_p >= n.p:
+        return 0
+    exact = n.start + ((for_ratio >> 8) * (n.stop - n.start) >> 24)
+    number = (exact + 0x8000) >> 16
+    if exact & 0xFFFF == 0x8000:
+        number -= number & 1
+    return min(max(number, n.least), n.most)
+
+
+def smallest(order: MutableSequence[int], length: int, number: int) -> None:
+    """Put the smallest of the first ``length`` numbers in front (Hoare's quickselect); all of them differ."""
+    low, high = 0, length - 1
+    while low < high:
+        pivot, i, j = order[(low + high) // 2], low, high
+        while i <= j:
+            while order[i] < pivot:
+                i += 1
+            while order[j] > pivot:
+                j -= 1
+            if i <= j:
+                order[i], order[j] = order[j], order[i]
+                i, j = i + 1, j - 1
+        if number <= j + 1:
+            high = j
+        elif number > i:
+            low = i
+        else:
+            break
+
+
+def hide(key: int, n: Numbers, group: MutableSequence[int], begin: int, order: MutableSequence[int]) -> None:
+    """Write the number of the group that hides each patch, from ``begin`` on; what stays -1 is visible."""
+    left, k, patches = count(key, n), 0, n.rows * n.columns
+    while left > 0 and k < n.rectangles:
+        top, bottom = span(key, RECTANGLE_SLOT + 2 * k, n.low_height, n.heights, n.rows, n.inside)
+        first, last = span(key, RECTANGLE_SLOT + 2 * k + 1, n.low_width, n.widths, n.columns, n.inside)
+        for row in range(begin + top * n.columns, begin + bottom * n.columns, n.columns):
+            for place in range(row + first, row + last):
+                if group[place] < 0:  # a patch belongs to the first group that covers it
+                    group[place] = k
+                    left -= 1
+        if left < 0:  # the last group is cut, at its beginning or at its end
+            backwards = halves(key, CUT_SLOT)[0] >> 31
+            place = begin + (top * n.columns if backwards else bottom * n.columns - 1)
+            while left < 0:
+                if group[place] == k:
+                    group[place] = -1
+                    left += 1
+                place += 1 if backwards else -1
+        k += 1
+    if left > 0:  # no group covers the rest, so patches are hidden by themselves, at random
+        length = 0
+        for place in range(patches):
+            if group[begin + place] < 0:
+                order[length] = halves(key, PATCH_SLOT + place)[1] % 2**20 << 22 | place
+                length += 1
+        smallest(order, length, left)
+        for i in range(left):
+            place = order[i] & 0x3FFFFF
+            group[begin + place] = n.rectangles + place
+
+
+def draw_images(
+    root: int,
+    first: int,
+    index: Sequence[int],
+    begin: int,
+    end: int,
+    batch: int,
+    n: Numbers,
+    shares: Sequence[int],
+    heads: MutableSequence[int],
+    keys: MutableSequence[int],
+    group: MutableSequence[int],
+    order: MutableSequence[int],
+) -> None:
+    """Draw the images ``begin`` to ``end - 1``: fills and donors into the two rows of ``heads``, keys and groups."""
+    for i in range(begin, end):
+        sample = index[i] if len(index) > 0 else first + i
+        key = word(root, sample)
+        keys[i] = key
+        for_fill, for_donor = halves(key, FILL_SLOT)
+        fill = 0
+        for share in shares:
+            if for_fill >= share:
+                fill += 1
+        heads[i] = fill
+        heads[batch + i] = (i + 1 + (for_donor * (batch - 1) >> 32)) % batch if batch > 1 else -1
+        hide(key, n, group, i * n.rows * n.columns, order)
+
+
+def takes(root: object, samples: Samples, settings: Settings) -> bool:
+    """Tell whether the call is small enough for Python's integers."""
+    return samples.number * settings.grid[0] * settings.grid[1] <= _MOST_PATCHES
+
+
+def draw(root: int, samples: Samples, settings: Settings) -> MaskPlan:
+    """Draw a batch; see :func:`gmml_aug.sampling.draw`."""
+    n, batch = settings.numbers(), samples.number
+    patches = n.rows * n.columns
+    heads, keys = array("q", [0]) * (2 * batch), array("Q", [0]) * batch
+    group, order = array("i", [-1]) * (batch * patches), array("q", [0]) * patches
+    index = [] if samples.index is None else samples.index.tolist()
+    draw_images(root, samples.first, index, 0, batch, batch, n, settings.shares(), heads, keys, group, order)
+    if not batch:
+        return samples.empty(settings.grid)
+    fill, donor = torch.frombuffer(heads, dtype=torch.int64).view(2, batch)
+    groups = torch.frombuffer(group, dtype=torch.int32).view(batch, n.rows, n.columns)
+    return MaskPlan(groups >= 0, fill, donor, torch.frombuffer(keys, dtype=torch.int64), groups)

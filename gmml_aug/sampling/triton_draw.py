@@ -1,0 +1,219 @@
+"""The same bits on CUDA, in Triton: one launch draws a batch. The steps are those of the sequential definition."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .. import rng
+from ..plan import MaskPlan, Settings
+from . import Samples
+
+_MOST_PATCHES = 2**14  # what one program holds in registers
+
+_GAMMA, _MUL_1, _MUL_2 = (tl.constexpr(number) for number in (rng.GAMMA, rng.MUL_1, rng.MUL_2))
+_COUNT, _FILL, _CUT, _RECTANGLE, _PATCH = (
+    tl.constexpr(slot) for slot in (rng.COUNT_SLOT, rng.FILL_SLOT, rng.CUT_SLOT, rng.RECTANGLE_SLOT, rng.PATCH_SLOT)
+)
+_LOW = tl.constexpr(0xFFFFFFFF)
+_TOP = tl.constexpr(0x80000000)
+
+
+@triton.jit
+def word_of(key, slot):
+    z = key + slot.to(tl.uint64) * _GAMMA
+    z = (z ^ (z >> 30)) * _MUL_1
+    z = (z ^ (z >> 27)) * _MUL_2
+    return z ^ (z >> 31)
+
+
+@triton.jit
+def _span(word, low, sizes, side, INSIDE: tl.constexpr):
+    size = low + ((((word >> 32) ^ _TOP) * sizes.to(tl.uint64)) >> 32).to(tl.int32)
+    if INSIDE:
+        first = (((word & _LOW) * (side + 1 - size).to(tl.uint64)) >> 32).to(tl.int32)
+        last = first + size
+    else:
+        last = (((word & _LOW) * (side - 1 + size).to(tl.uint64)) >> 32).to(tl.int32) + 1
+        first = last - size
+    return first, last
+
+
+@triton.jit(
+    do_not_specialize=[
+        "root",
+        "sample",
+        "batch",
+        "start",
+        "stop",
+        "least",
+        "most",
+        "p",
+        "low_height",
+        "heights",
+        "low_width",
+        "widths",
+        "rectangles",
+    ]
+)
+def _draw_kernel(
+    mask_ptr,
+    fill_ptr,
+    donor_ptr,
+    key_ptr,
+    group_ptr,
+    root_ptr,
+    sample_ptr,
+    share_ptr,
+    root,
+    sample,
+    batch,
+    start,
+    stop,
+    least,
+    most,
+    p,
+    low_height,
+    heights,
+    low_width,
+    widths,
+    rectangles,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    SHARES: tl.constexpr,
+    INSIDE: tl.constexpr,
+    ROOT: tl.constexpr,
+    SAMPLE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    image = tl.program_id(0)
+    if ROOT:  # on the device
+        root = tl.load(root_ptr)
+    if SAMPLE == 2:  # named one by one
+        sample = tl.load(sample_ptr + image)
+    else:
+        if SAMPLE == 1:  # counted on the device
+            sample = tl.load(sample_ptr)
+        sample = sample.to(tl.int64) + image
+    zero = sample.to(tl.uint64) * 0
+    key = word_of(root.to(tl.uint64), sample)
+    tl.store(key_ptr + image, key.to(tl.int64))
+
+    word = word_of(key, zero + _FILL)
+    fill = zero.to(tl.int64)
+    for i in tl.static_range(SHARES):
+        fill += ((word >> 32).to(tl.int64) >= tl.load(share_ptr + i)).to(tl.int64)
+    tl.store(fill_ptr + image, fill)
+    other = (((word & _LOW) * (batch - 1).to(tl.uint64)) >> 32).to(tl.int64)
+    tl.store(donor_ptr + image, tl.where(batch > 1, (image + 1 + other) % batch, -1))
+
+    word = word_of(key, zero + _COUNT)
+    exact = start + (((word >> 40).to(tl.int64) * (stop - start)) >> 24)
+    count = (exact + 0x8000) >> 16
+    count -= ((exact & 0xFFFF) == 0x8000).to(tl.int64) * (count & 1)
+    count = tl.minimum(tl.maximum(count, least), most)
+    count = tl.where((word & _LOW).to(tl.int64) < p, count, 0).to(tl.int32)
+
+    place = tl.arange(0, BLOCK)
+    row, column = place // WIDTH, place % WIDTH
+    hidden = place < 0
+    new = place < 0
+    group = place * 0 - 1
+    added = count * 0
+    total = count * 0
+    k = count * 0
+    while (total < count) & (k < rectangles):
+        hidden = hidden | new
+        top, bottom = _span(word_of(key, 2 * k + _RECTANGLE), low_height, heights, HEIGHT, INSIDE)
+        left, right = _span(word_of(key, 2 * k + 1 + _RECTANGLE), low_width, widths, WIDTH, INSIDE)
+        new = (row >= top) & (row < bottom) & (row < HEIGHT) & (column >= left) & (column < right) & (hidden == 0)
+        group = tl.where(new, k, group)
+        added = tl.sum(new.to(tl.int32), 0)
+        total += added
+        k += 1
+    # The last group is cut at its end, or at its beginning.
+    surplus = tl.maximum(total - count, 0)
+    rank = tl.cumsum(new.to(tl.int32), 0)
+    backwards = word_of(key, zero + _CUT) >= 0x8000000000000000
+    hidden = hidden | (new & tl.where(backwards, rank > surplus, rank <= added - surplus))
+    if total < count:
+        # The rest at random: the smallest of the orders that are left, found bit by bit from above.
+        order = (word_of(key, place.to(tl.int64) + _PATCH) & 0xFFFFF).to(tl.int64) << 22 | place
+        order = tl.where((hidden == 0) & (row < HEIGHT), order, 0x7FFFFFFFFFFFFFFF)
+        last = zero.to(tl.int64)
+        bit = last + (1 << 41)
+        for _ in range(42):
+            smaller = tl.sum((order < (last | bit)).to(tl.int32), 0)
+            last = tl.where(smaller < count - total, last | bit, last)
+            bit = bit >> 1
+        group = tl.where(order <= last, rectangles + place, group)
+        hidden = hidden | (order <= last)
+    begin = image.to(tl.int64) * (HEIGHT * WIDTH)
+    tl.store(mask_ptr + begin + place, hidden, mask=row < HEIGHT)
+    tl.store(group_ptr + begin + place, tl.where(hidden, group, -1), mask=row < HEIGHT)
+
+
+def supported(device: torch.device) -> bool:
+    """Tell whether kernels run there: on compute capability 8.0 or more, with Triton 3.3 or newer; or interpreted."""
+    if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 3):  # older ones were not tried
+        return False
+    return device.type != "cuda" or (not torch.version.hip and torch.cuda.get_device_capability(device) >= (8, 0))
+
+
+def on(device: torch.device) -> AbstractContextManager[object]:
+    """Return what makes a device the current one while kernels are launched."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def takes(root: int | Tensor, samples: Samples, settings: Settings) -> bool:
+    """Tell whether the device runs kernels and a program can hold the grid."""
+    return supported(samples.device) and settings.grid[0] * settings.grid[1] <= _MOST_PATCHES
+
+
+def draw(root: int | Tensor, samples: Samples, settings: Settings) -> MaskPlan:
+    """Draw a batch; see :func:`gmml_aug.sampling.draw`."""
+    n, shares, plan = settings.numbers(), settings.shares(), samples.empty(settings.grid)
+    if not samples.number:
+        return plan
+    mask = plan.mask
+    block = triton.next_power_of_2(n.rows * n.columns)
+    sample = samples.first if samples.index is None else samples.index.contiguous()
+    # Each number reaches the device as a kernel's argument: a tensor made from a list would wait for a copy.
+    bounds = [torch.full((1,), share, dtype=torch.int64, device=mask.device) for share in shares]
+    with on(mask.device):
+        _draw_kernel[(samples.number,)](
+            mask,
+            plan.fill,
+            plan.donor,
+            plan.key,
+            plan.group,
+            root if isinstance(root, Tensor) else mask,
+            sample if isinstance(sample, Tensor) else mask,
+            torch.cat(bounds) if bounds else mask,
+            0 if isinstance(root, Tensor) else root,
+            0 if isinstance(sample, Tensor) else sample,
+            samples.number,
+            n.start,
+            n.stop,
+            n.least,
+            n.most,
+            n.p,
+            n.low_height,
+            n.heights,
+            n.low_width,
+            n.widths,
+            n.rectangles,
+            HEIGHT=n.rows,
+            WIDTH=n.columns,
+            SHARES=len(shares),
+            INSIDE=bool(n.inside),
+            ROOT=isinstance(root, Tensor),
+            SAMPLE=2 if samples.index is not None else int(isinstance(sample, Tensor)),
+            BLOCK=block,
+            num_warps=min(16, max(1, block // 512)),
+        )
+    return plan
