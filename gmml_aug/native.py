@@ -15,7 +15,7 @@ from typing import Any
 import numba
 import torch
 
-_PIECES = 4  # for each thread: one that is slowed by other work leaves the rest to the others
+_PIECES = 2  # for each thread: one that is slowed by other work leaves the rest to the others
 _pool: ThreadPoolExecutor | None = None
 
 
@@ -43,9 +43,9 @@ def compiled(function: Callable[..., Any], signature: Any, *calls: Any) -> Any:
     twin = FunctionType(function.__code__, own, function.__name__)  # type: ignore[attr-defined]
     twin.__module__, twin.__qualname__ = function.__module__, function.__qualname__
     try:
-        return numba.njit(signature, nogil=True, cache=True)(twin)
+        return numba.njit(signature, nogil=True, error_model="numpy", cache=True)(twin)
     except (OSError, RuntimeError):  # no folder in which to keep what was compiled, or no room in it
-        return numba.njit(signature, nogil=True)(twin)
+        return numba.njit(signature, nogil=True, error_model="numpy")(twin)
 
 
 def share(total: int, least: int, work: Callable[[int, int], None]) -> None:

@@ -26,10 +26,11 @@ def _loop() -> Any:
     halves = compiled(sequential.halves, pair(u64, i64), word_)
     span = compiled(sequential.span, pair(u64, i64, i64, i64, i64, i64), halves)
     count = compiled(sequential.count, i64(u64, numbers), halves)
-    smallest = compiled(sequential.smallest, types.void(longs, i64, i64))
-    arguments = (u64, numbers, types.int32[::1], i64, longs)
+    smallest = compiled(sequential.smallest, i64(longs, i64, i64))
+    drawn = (types.uint8[::1], types.int32[::1])
+    arguments = (u64, numbers, *drawn, i64, longs)
     hide = compiled(sequential.hide, types.void(*arguments), halves, span, count, smallest)
-    arguments = (i64, i64, longs, i64, i64, i64, numbers, longs, longs, longs, types.int32[::1], longs)
+    arguments = (i64, i64, longs, i64, i64, i64, numbers, longs, longs, longs, *drawn, longs)
     return compiled(sequential.draw_images, types.void(*arguments), word_, halves, hide)
 
 
@@ -42,15 +43,15 @@ def draw(root: int, samples: Samples, settings: Settings) -> MaskPlan:
     """Draw a batch; see :func:`gmml_aug.sampling.draw`."""
     n, batch, loop = settings.numbers(), samples.number, _loop()
     patches = n.rows * n.columns
+    plan = samples.empty((n.rows, n.columns))
     heads = torch.empty((3, batch), dtype=torch.int64)
-    group = torch.full((batch, n.rows, n.columns), -1, dtype=torch.int32)
     index = np.empty(0, np.int64) if samples.index is None else samples.index.contiguous().numpy()
-    flat, groups, shares = heads.view(-1).numpy(), group.view(-1).numpy(), np.array(settings.shares(), np.int64)
+    flat, shares = heads.view(-1).numpy(), np.array(settings.shares(), np.int64)
+    mask, group = plan.mask.view(torch.uint8).view(-1).numpy(), plan.group.view(-1).numpy()
 
     def work(begin: int, end: int) -> None:
         order = np.empty(patches, np.int64)
-        loop(root, samples.first, index, begin, end, batch, n, shares, flat, flat[2 * batch :], groups, order)
+        loop(root, samples.first, index, begin, end, batch, n, shares, flat, flat[2 * batch :], mask, group, order)
 
     share(batch, max(1, _LEAST // patches), work)
-    fill, donor, key = heads.unbind()
-    return MaskPlan(group >= 0, fill, donor, key, group)
+    return plan._replace(**dict(zip(("fill", "donor", "key"), heads.unbind(), strict=True)))

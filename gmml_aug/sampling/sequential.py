@@ -45,38 +45,38 @@ def count(key: int, n: Numbers) -> int:
     return min(max(number, n.least), n.most)
 
 
-def smallest(order: MutableSequence[int], length: int, number: int) -> None:
-    """Put the smallest of the first ``length`` numbers in front (Hoare's quickselect); all of them differ."""
-    low, high = 0, length - 1
-    while low < high:
-        pivot, i, j = order[(low + high) // 2], low, high
-        while i <= j:
-            while order[i] < pivot:
-                i += 1
-            while order[j] > pivot:
-                j -= 1
-            if i <= j:
-                order[i], order[j] = order[j], order[i]
-                i, j = i + 1, j - 1
-        if number <= j + 1:
-            high = j
-        elif number > i:
-            low = i
-        else:
-            break
+def smallest(order: Sequence[int], length: int, number: int) -> int:
+    """Return the ``number``-th smallest of the first ``length`` numbers of 42 bits, found bit by bit from above."""
+    found = 0
+    for bit in range(41, -1, -1):
+        middle, below = found | 1 << bit, 0
+        for i in range(length):
+            below += order[i] < middle
+        if below < number:
+            found = middle
+    return found
 
 
-def hide(key: int, n: Numbers, group: MutableSequence[int], begin: int, order: MutableSequence[int]) -> None:
-    """Write the number of the group that hides each patch, from ``begin`` on; what stays -1 is visible."""
+def hide(
+    key: int,
+    n: Numbers,
+    mask: MutableSequence[int],
+    group: MutableSequence[int],
+    begin: int,
+    order: MutableSequence[int],
+) -> None:
+    """Write which patches of an image are hidden, and by which group: -1 = visible. They stand from ``begin`` on."""
     left, k, patches = count(key, n), 0, n.rows * n.columns
+    for place in range(begin, begin + patches):
+        group[place] = -1
     while left > 0 and k < n.rectangles:
         top, bottom = span(key, RECTANGLE_SLOT + 2 * k, n.low_height, n.heights, n.rows, n.inside)
         first, last = span(key, RECTANGLE_SLOT + 2 * k + 1, n.low_width, n.widths, n.columns, n.inside)
-        for row in range(begin + top * n.columns, begin + bottom * n.columns, n.columns):
-            for place in range(row + first, row + last):
-                if group[place] < 0:  # a patch belongs to the first group that covers it
-                    group[place] = k
-                    left -= 1
+        for row in range(top, bottom):
+            for place in range(begin + row * n.columns + first, begin + row * n.columns + last):
+                new = group[place] < 0  # a patch belongs to the first group that covers it
+                group[place] = k if new else group[place]  # no branch: half of them would be guessed wrong
+                left -= new
         if left < 0:  # the last group is cut, at its beginning or at its end
             backwards = halves(key, CUT_SLOT)[0] >> 31
             place = begin + (top * n.columns if backwards else bottom * n.columns - 1)
@@ -89,13 +89,14 @@ def hide(key: int, n: Numbers, group: MutableSequence[int], begin: int, order: M
     if left > 0:  # no group covers the rest, so patches are hidden by themselves, at random
         length = 0
         for place in range(patches):
-            if group[begin + place] < 0:
-                order[length] = halves(key, PATCH_SLOT + place)[1] % 2**20 << 22 | place
-                length += 1
-        smallest(order, length, left)
-        for i in range(left):
+            order[length] = halves(key, PATCH_SLOT + place)[1] % 2**20 << 22 | place
+            length += group[begin + place] < 0
+        last = smallest(order, length, left)
+        for i in range(length):
             place = order[i] & 0x3FFFFF
-            group[begin + place] = n.rectangles + place
+            group[begin + place] = n.rectangles + place if order[i] <= last else -1
+    for place in range(begin, begin + patches):
+        mask[place] = group[place] >= 0
 
 
 def draw_images(
@@ -109,6 +110,7 @@ def draw_images(
     shares: Sequence[int],
     heads: MutableSequence[int],
     keys: MutableSequence[int],
+    mask: MutableSequence[int],
     group: MutableSequence[int],
     order: MutableSequence[int],
 ) -> None:
@@ -124,24 +126,29 @@ def draw_images(
                 fill += 1
         heads[i] = fill
         heads[batch + i] = (i + 1 + (for_donor * (batch - 1) >> 32)) % batch if batch > 1 else -1
-        hide(key, n, group, i * n.rows * n.columns, order)
+        hide(key, n, mask, group, i * n.rows * n.columns, order)
 
 
 def takes(root: object, samples: Samples, settings: Settings) -> bool:
     """Tell whether the call is small enough for Python's integers."""
-    return samples.number * settings.grid[0] * settings.grid[1] <= _MOST_PATCHES
+    small = 0 < samples.number * settings.grid[0] * settings.grid[1] <= _MOST_PATCHES
+    return small and settings.numbers().rectangles > 0
 
 
 def draw(root: int, samples: Samples, settings: Settings) -> MaskPlan:
     """Draw a batch; see :func:`gmml_aug.sampling.draw`."""
     n, batch = settings.numbers(), samples.number
     patches = n.rows * n.columns
-    heads, keys = array("q", [0]) * (2 * batch), array("Q", [0]) * batch
-    group, order = array("i", [-1]) * (batch * patches), array("q", [0]) * patches
+    heads, keys, order = array("q", [0]) * (2 * batch), array("Q", [0]) * batch, array("q", [0]) * patches
+    mask, group = array("B", [0]) * (batch * patches), array("i", [0]) * (batch * patches)
     index = [] if samples.index is None else samples.index.tolist()
-    draw_images(root, samples.first, index, 0, batch, batch, n, settings.shares(), heads, keys, group, order)
-    if not batch:
-        return samples.empty(settings.grid)
+    draw_images(root, samples.first, index, 0, batch, batch, n, settings.shares(), heads, keys, mask, group, order)
     fill, donor = torch.frombuffer(heads, dtype=torch.int64).view(2, batch)
-    groups = torch.frombuffer(group, dtype=torch.int32).view(batch, n.rows, n.columns)
-    return MaskPlan(groups >= 0, fill, donor, torch.frombuffer(keys, dtype=torch.int64), groups)
+    grid = (batch, n.rows, n.columns)
+    return MaskPlan(
+        torch.frombuffer(mask, dtype=torch.bool).view(grid),
+        fill,
+        donor,
+        torch.frombuffer(keys, dtype=torch.int64),
+        torch.frombuffer(group, dtype=torch.int32).view(grid),
+    )
