@@ -9,11 +9,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import sys
 import time
 import warnings
 from collections.abc import Sequence
 from functools import lru_cache
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -53,13 +53,12 @@ def _installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-def _allowed(backend: Backend, device: str) -> bool:
-    if backend.name == "functions":
-        return backend.device in (None, device)
-    names = _parsed(os.environ.get("GMML_AUG_BACKENDS", ""))
-    if backend.device != device or backend.module in _broken or (names and backend.name not in names):
+def _allowed(backend: Backend, device: str, names: tuple[str, ...]) -> bool:
+    if backend.device not in (None, device):
         return False
-    if not _installed(backend.needs):
+    if backend.name == "functions":
+        return True
+    if backend.module in _broken or (names and backend.name not in names) or not _installed(backend.needs):
         return False
     # Compiled loops are loaded once the process has paid as much in slower calls: never twice as slow as what would
     # have been best, whether it lives for a second or a week.
@@ -73,15 +72,15 @@ def run(backends: Sequence[Backend], function: str, device: torch.device, *argum
     a call in place that reads what it writes, which may have been begun.
     """
     global _owed
-    begin = time.perf_counter()
+    names, kind, begin = _parsed(os.environ.get("GMML_AUG_BACKENDS", "")), device.type, time.perf_counter()
     for backend in backends:
-        if not _allowed(backend, device.type):
+        if not _allowed(backend, kind, names):
             continue
         try:
-            module: ModuleType = importlib.import_module(backend.module)
+            module: Any = sys.modules.get(backend.module) or importlib.import_module(backend.module)
             if module.takes(*arguments):
                 result = getattr(module, function)(*arguments)
-                if backend.name == "functions" and device.type == "cpu" and _owed < _PRICE:
+                if backend.name == "functions" and kind == "cpu" and _owed < _PRICE:
                     _owed += time.perf_counter() - begin
                 return result
         except (torch.OutOfMemoryError, MemoryError):

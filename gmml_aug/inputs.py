@@ -20,13 +20,23 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.ui
 _MOST_PATCHES = 2**22  # what the order of the patches has bits for
 
 
-def checked_grid(batch: Tensor, patch_size: tuple[int, int], group_size: tuple[int, int] | None) -> tuple[int, int]:
+def check_dimensions(shape: Sequence[int]) -> None:
+    """Refuse what is no shape of images."""
+    if len(shape) not in (3, 4, 5):
+        raise ValueError(f"images are (B, C, H, W), one image (C, H, W) or clips (B, T, C, H, W); got {tuple(shape)}")
+    if min(shape) < 0:
+        raise ValueError(f"a shape has no negative sizes; got {tuple(shape)}")
+
+
+def checked_grid(
+    shape: Sequence[int], patch_size: tuple[int, int], group_size: tuple[int, int] | None
+) -> tuple[int, int]:
     """Return the grid of the images, (height, width) in patches.
 
     Raises:
         ValueError: they are no whole number of patches, too many of them, or fewer than a group's side.
     """
-    grid = grid_size(batch.shape[-2], batch.shape[-1], patch_size)
+    grid = grid_size(shape[-2], shape[-1], patch_size)
     if grid[0] * grid[1] > _MOST_PATCHES:
         raise ValueError(
             f"a grid of {grid[0]} x {grid[1]} patches has more than {_MOST_PATCHES}; use a larger patch_size"
@@ -109,10 +119,7 @@ def as_batch(images: object) -> tuple[Tensor, bool]:
             f"images are {', '.join(str(d).removeprefix('torch.') for d in _DTYPES)}; got {batch.dtype}; they come "
             "before labels, and torchvision.transforms.v2.functional.to_dtype(images, torch.float32) converts them"
         )
-    if batch.ndim not in (3, 4, 5):
-        raise ValueError(
-            f"images are (B, C, H, W), one image (C, H, W) or clips (B, T, C, H, W); got {tuple(batch.shape)}"
-        )
+    check_dimensions(batch.shape)
     clip = batch.ndim == 4 and tv_tensors is not None and isinstance(images, tv_tensors.Video)
     single = batch.ndim == 3 or clip
     return (batch[None] if single else batch), single
@@ -142,17 +149,16 @@ def check_plan(plan: MaskPlan, images: Tensor, batch: Tensor, grid: tuple[int, i
             )
 
 
-def as_index(index: Tensor | int | None, batch: int, single: bool) -> Tensor | None:
-    """Return the samples' numbers as ``(B,)`` int64, or None."""
-    if index is None:
-        return None
+def as_index(index: Tensor | int, batch: Sequence[int]) -> Tensor:
+    """Return the samples' numbers as ``(B,)`` int64, of a batch (B,) or () for one image."""
     if is_int(index):
         index = torch.tensor(int(index), device="cpu")
     if not isinstance(index, Tensor) or index.dtype != torch.int64:
         got = index.dtype if isinstance(index, Tensor) else type(index).__name__
         raise TypeError(f"index is an int64 tensor of the samples' numbers, or an int for one image; got {got}")
-    if index.shape != (batch,) and not (single and index.ndim == 0):
-        raise ValueError(f"index has one number for each sample, shape ({batch},); got {tuple(index.shape)}")
+    wanted = tuple(batch) or (1,)
+    if index.shape != wanted and not (not batch and index.ndim == 0):
+        raise ValueError(f"index has one number for each sample, shape {wanted}; got {tuple(index.shape)}")
     return index.reshape(-1)
 
 
@@ -188,7 +194,7 @@ def check_donors(donors: object, batch: Tensor) -> None:
 
 def as_share(name: str, value: object) -> float:
     """Return a number in [0, 1]."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    if type(value) is not float and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
         raise TypeError(f"{name} is a number in [0, 1]; got {value!r}")
     if not 0 <= float(value) <= 1:
         raise ValueError(f"{name} is in [0, 1]; got {value!r}")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -94,12 +93,17 @@ class Settings(NamedTuple):
         weights: of the fills.
     """
 
-    grid: Sequence[int]
-    ratio: Sequence[float]
-    group_size: Sequence[int] | None
+    grid: tuple[int, int]
+    ratio: tuple[float, float]
+    group_size: tuple[int, int] | None
     inside: bool
     p: float
-    weights: Sequence[float]
+    weights: tuple[float, ...]
+
+    @classmethod
+    def of(cls, *fields: Any) -> Settings:
+        """Return the settings of fields whose pairs are lists, as torch's operators give them."""
+        return cls(*(tuple(field) if isinstance(field, list) else field for field in fields))
 
     def numbers(self) -> Numbers:
         """Return what follows, computed once for the same settings.
@@ -107,12 +111,11 @@ class Settings(NamedTuple):
         Raises:
             ValueError: they need more groups than fit into memory.
         """
-        size = None if self.group_size is None else (self.group_size[0], self.group_size[1])
-        return _numbers((self.grid[0], self.grid[1]), (self.ratio[0], self.ratio[1]), size, self.inside, self.p)
+        return _numbers(self)
 
     def shares(self) -> tuple[int, ...]:
         """Return where, in units of 2^-32, each fill after the first begins."""
-        return _shares(tuple(self.weights))
+        return _shares(self.weights)
 
 
 # The fields of Settings as torch's operators take them.
@@ -125,9 +128,8 @@ def _shares(weights: tuple[float, ...]) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=1024)
-def _numbers(
-    grid: tuple[int, int], ratio: tuple[float, float], group_size: tuple[int, int] | None, inside: bool, p: float
-) -> Numbers:
+def _numbers(settings: Settings) -> Numbers:
+    grid, ratio, group_size, inside, p, _ = settings
     patches = grid[0] * grid[1]
     heights, widths = (group_range(side, group_size) for side in grid)
     least, most = (round(share * patches) for share in ratio)

@@ -9,14 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten  # as torchvision does: torch has no public one yet
 
-from . import inputs, sampling  # noqa: F401  (sampling defines torch.ops.gmml_aug.draw)
+from . import inputs
 from .filling import write
 from .filling.fills import Fill, weighted
 from .grid import as_patch_size, is_int
 from .labels import owners
 from .plan import MaskPlan, Settings
 from .rng import ARITHMETIC
+from .sampling import drawn
 from .streams import group_rank
+
+_CPU = torch.device("cpu")
 
 
 class Masked(NamedTuple):
@@ -103,7 +106,7 @@ class GroupMask(nn.Module):
 
     @ratio.setter
     def ratio(self, ratio: float | tuple[float, float]) -> None:
-        self._ratio = inputs.as_ratio(ratio)
+        self.__dict__["_ratio"] = inputs.as_ratio(ratio)  # Module's own way costs a fifth of drawing a mask
 
     @overload
     def forward(self, images: Tensor, *, index: Tensor | int | None = None, donors: Tensor | None = None) -> Masked: ...
@@ -140,8 +143,9 @@ class GroupMask(nn.Module):
         if others or not isinstance(images, Tensor):
             return self._within((images, *others) if others else images, index, donors)
         batch, single = inputs.as_batch(images)
-        self._check(images, batch, self._grid(batch), donors)
-        return self._write(images, self._draw(batch, single, index), donors)
+        self._check(images, batch, self._grid(batch.shape), donors)
+        plan = self._draw(() if single else batch.shape[:1], batch.shape, batch.device, index)
+        return self._write(images, plan, donors)
 
     def sample(self, images_or_shape: Tensor | Sequence[int], *, index: Tensor | int | None = None) -> MaskPlan:
         """Draw what is to be hidden and with what, without touching a pixel.
@@ -157,11 +161,11 @@ class GroupMask(nn.Module):
             TypeError, ValueError: as :meth:`forward`.
         """
         if isinstance(images_or_shape, Sequence) and all(map(is_int, images_or_shape)):
-            if any(side < 0 for side in images_or_shape):
-                raise ValueError(f"a shape has no negative sizes; got {tuple(images_or_shape)}")
-            images_or_shape = torch.empty((), device="cpu").expand(*images_or_shape)
+            inputs.check_dimensions(images_or_shape)
+            return self._draw(images_or_shape[:-3][:1], images_or_shape, _CPU, index)
         batch, single = inputs.as_batch(images_or_shape)
-        return self._draw(batch, single, index).to(batch.device)
+        plan = self._draw(() if single else batch.shape[:1], batch.shape, batch.device, index)
+        return plan if plan.mask.device == batch.device else plan.to(batch.device)
 
     @overload
     def apply(self, images: Tensor, plan: MaskPlan, *, donors: Tensor | None = None) -> Masked: ...
@@ -188,7 +192,7 @@ class GroupMask(nn.Module):
         if not isinstance(plan, MaskPlan):
             raise TypeError(f"apply takes images and a MaskPlan, as sample(images) draws it; got {type(plan).__name__}")
         batch, single = inputs.as_batch(images)
-        grid = inputs.checked_grid(batch, self.patch_size, None)
+        grid = inputs.checked_grid(batch.shape, self.patch_size, None)
         inputs.check_plan(plan, images, batch, grid, single)
         if len(self.fills) == 1:  # whatever fills the plan was drawn for
             plan = plan._replace(fill=torch.zeros_like(plan.fill))
@@ -238,8 +242,8 @@ class GroupMask(nn.Module):
         places, first, single = inputs.within(leaves, self.inplace)
         for place in places:
             batch, _ = inputs.as_batch(leaves[place])
-            self._check(leaves[place], batch, self._grid(batch), donors)
-        plan = self._draw(first, single, index)
+            self._check(leaves[place], batch, self._grid(batch.shape), donors)
+        plan = self._draw(() if single else first.shape[:1], first.shape, first.device, index)
         written: dict[int, Masked] = {}
         for place in places:
             image = leaves[place]
@@ -248,8 +252,8 @@ class GroupMask(nn.Module):
             leaves[place] = written[id(image)]
         return tree_unflatten(leaves, structure)
 
-    def _grid(self, batch: Tensor) -> tuple[int, int]:
-        return inputs.checked_grid(batch, self.patch_size, self.group_size)
+    def _grid(self, shape: Sequence[int]) -> tuple[int, int]:
+        return inputs.checked_grid(shape, self.patch_size, self.group_size)
 
     def _check(self, images: Tensor, batch: Tensor, grid: tuple[int, int], donors: Tensor | None) -> None:
         if self.inplace:
@@ -261,22 +265,19 @@ class GroupMask(nn.Module):
         for fill in self.fills:
             fill.check(batch, grid, donors)
 
-    def _draw(self, batch: Tensor, single: bool, index: Tensor | int | None) -> MaskPlan:
-        grid = self._grid(batch)
-        if self.counter.is_meta and not batch.is_meta:
+    def _draw(self, batch: Sequence[int], shape: Sequence[int], device: torch.device, index: Any) -> MaskPlan:
+        """Draw for a batch ``(B,)``, or for one image ``()``, of this shape."""
+        counter: Tensor = self._buffers["counter"]  # type: ignore[assignment]
+        if counter.is_meta and device.type != "meta":
             raise ValueError(
                 "this GroupMask is on the meta device; move it by .to_empty() and load its state, or build it anew"
             )
-        # Other devices lack the arithmetic: their plans are drawn on the CPU.
-        device = batch.device if batch.device.type in ARITHMETIC else torch.device("cpu")
-        named = inputs.as_index(index, batch.shape[0], single)
-        settings = Settings(grid, self.ratio, self.group_size, self.placement == "inside", self.p, self.weights)
-        plan = MaskPlan(
-            *torch.ops.gmml_aug.draw.default(
-                self.counter, named, self.seed, self._home_rank, batch.shape[0], device, *settings
-            )
-        )
-        return MaskPlan(*(field[0] for field in plan)) if single else plan
+        named = None if index is None else inputs.as_index(index, batch)
+        grid, inside = self._grid(shape), self.placement == "inside"
+        settings = Settings(grid, self._ratio, self.group_size, inside, self.p, self.weights)
+        # Devices that lack the arithmetic have their plans drawn on the CPU.
+        where = device if device.type in ARITHMETIC else _CPU
+        return drawn(counter, named, self.seed, self._home_rank, batch, where, settings)
 
     def _write(self, images: Tensor, plan: MaskPlan, donors: Tensor | None) -> Masked:
         mask = plan.mask.to(images.device, non_blocking=True)

@@ -25,16 +25,21 @@ class Samples(NamedTuple):
     """Which samples are drawn, and where.
 
     Attributes:
-        number: how many.
+        batch: the plan's dimensions before the grid's: (B,), or () for one image.
         device: where the plan is wanted.
         first: the number of the first one, from which they are counted: an int64 tensor if it lives on the device.
         index: ``(B,)`` int64 on the device: their numbers, if they are named one by one.
     """
 
-    number: int
+    batch: Sequence[int]
     device: torch.device
     first: int | Tensor = 0
     index: Tensor | None = None
+
+    @property
+    def number(self) -> int:
+        """How many there are."""
+        return self.batch[0] if self.batch else 1
 
     def tensor(self) -> Tensor:
         """Return the samples' numbers, ``(B,)`` int64 on the device."""
@@ -44,9 +49,9 @@ class Samples(NamedTuple):
     def empty(self, grid: Sequence[int]) -> MaskPlan:
         """Return a plan for them with nothing drawn yet."""
         mask, group = (
-            torch.empty((self.number, *grid), dtype=dtype, device=self.device) for dtype in (torch.bool, torch.int32)
+            torch.empty((*self.batch, *grid), dtype=dtype, device=self.device) for dtype in (torch.bool, torch.int32)
         )
-        fill, donor, key = (torch.empty(self.number, dtype=torch.int64, device=self.device) for _ in range(3))
+        fill, donor, key = (torch.empty(self.batch, dtype=torch.int64, device=self.device) for _ in range(3))
         return MaskPlan(mask, fill, donor, key, group)
 
 
@@ -66,39 +71,84 @@ def draw(root: int | Tensor, samples: Samples, settings: Settings) -> MaskPlan:
     return plan
 
 
+def drawn(
+    counter: Tensor,
+    index: Tensor | None,
+    seed: int | None,
+    home_rank: int | None,
+    batch: Sequence[int],
+    device: torch.device,
+    settings: Settings,
+) -> MaskPlan:
+    """Draw for one call of a GroupMask, and count its samples.
+
+    Args:
+        counter: ``()`` int64, the number of the next sample; is written to.
+        index: ``(B,)`` int64 or None, the samples' numbers.
+        seed: int64, or None for torch's generator.
+        home_rank: the rank of the process in which the transform was pickled.
+        batch: (B,), or () for one image.
+        device: where to draw.
+        settings: what is asked.
+    """
+    # torch's dispatcher takes a third of the time of drawing one mask, and has no part in a plain eager call.
+    if _plain_call():
+        return _draw(counter, index, seed, home_rank, batch, device, settings)
+    return MaskPlan(*torch.ops.gmml_aug.draw.default(counter, index, seed, home_rank, batch, device, *settings))
+
+
+def _plain_call() -> bool:
+    try:
+        watched = torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None
+    except AttributeError:  # not torch's public interface
+        return False
+    return not (watched or torch.compiler.is_compiling() or torch.jit.is_tracing())
+
+
+def _draw(
+    counter: Tensor,
+    index: Tensor | None,
+    seed: int | None,
+    home_rank: int | None,
+    batch: Sequence[int],
+    device: torch.device,
+    settings: Settings,
+) -> MaskPlan:
+    root: int | Tensor
+    first: int | Tensor = 0
+    on_cpu = device.type == "cpu"
+    if seed is None:
+        # From the generator of the images' device: nothing to copy or to wait for, and a CUDA graph replays it afresh.
+        root = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=device)
+        root = int(root) if on_cpu else root
+    else:
+        root = rng.root(seed, 0 if index is not None else stream(home_rank))
+    if index is not None:
+        index = index.to(device, non_blocking=index.device.type == "cpu")
+    elif seed is not None:
+        # A counter in host memory enters as a kernel's argument, so it costs no copy to an accelerator.
+        first = int(counter) if on_cpu or counter.device.type == "cpu" else counter.to(device)
+    samples = Samples(batch, device, first, index)
+    plan = draw(root, samples, settings)
+    if index is None or seed is None:
+        counter.add_(samples.number)
+    return plan
+
+
 def _operator(
     counter: Tensor,
     index: Tensor | None,
     seed: int | None,
     home_rank: int | None,
-    batch: int,
+    batch: Sequence[int],
     device: torch.device,
     *asked: Any,
 ) -> tuple[Tensor, ...]:
-    root: int | Tensor
-    if seed is None:
-        # From the generator of the images' device: nothing to copy or to wait for, and a CUDA graph replays it afresh.
-        root = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=device)
-        if device.type == "cpu":
-            root = int(root)
-    else:
-        root = rng.root(seed, 0 if index is not None else stream(home_rank))
-    first: int | Tensor = 0
-    if index is not None:
-        index = index.to(device, non_blocking=index.device.type == "cpu")
-    elif seed is not None:
-        # A counter in host memory enters as a kernel's argument, so it costs no copy to an accelerator.
-        first = int(counter) if counter.device.type == "cpu" else counter.to(device)
-        if isinstance(first, Tensor) and device.type == "cpu":
-            first = int(first)
-    plan = draw(root, Samples(batch, device, first, index), Settings(*asked))
-    if index is None or seed is None:
-        counter.add_(batch)
-    return tuple(plan)
+    return tuple(_draw(counter, index, seed, home_rank, batch, device, Settings.of(*asked)))
 
 
 def _fake(
-    counter: Tensor, index: Tensor | None, seed: int | None, home_rank: int | None, batch: int, device: Any, *asked: Any
+    counter: Tensor, index: Tensor | None, seed: int | None, home_rank: int | None, batch: Any, device: Any, *asked: Any
 ) -> tuple[Tensor, ...]:
     return tuple(Samples(batch, device).empty(Settings(*asked).grid))
 
@@ -108,7 +158,7 @@ def _fake(
 # written inside, with no seed too: it keeps two calls of one graph from being taken for the same value.
 torch.library.define(
     "gmml_aug::draw",
-    "(Tensor(a!) counter, Tensor? index, int? seed, int? home_rank, SymInt batch, Device device, "
+    "(Tensor(a!) counter, Tensor? index, int? seed, int? home_rank, SymInt[] batch, Device device, "
     f"{SETTINGS_SCHEMA}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 torch.library.impl("gmml_aug::draw", "default", _operator)

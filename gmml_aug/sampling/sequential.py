@@ -143,12 +143,12 @@ def draw(root: int, samples: Samples, settings: Settings) -> MaskPlan:
     mask, group = array("B", [0]) * (batch * patches), array("i", [0]) * (batch * patches)
     index = [] if samples.index is None else samples.index.tolist()
     draw_images(root, samples.first, index, 0, batch, batch, n, settings.shares(), heads, keys, mask, group, order)
-    fill, donor = torch.frombuffer(heads, dtype=torch.int64).view(2, batch)
-    grid = (batch, n.rows, n.columns)
+    fill, donor = torch.frombuffer(heads, dtype=torch.int64).view(2, *samples.batch)
+    grid = (*samples.batch, n.rows, n.columns)
     return MaskPlan(
         torch.frombuffer(mask, dtype=torch.bool).view(grid),
         fill,
         donor,
-        torch.frombuffer(keys, dtype=torch.int64),
+        torch.frombuffer(keys, dtype=torch.int64).view(samples.batch),
         torch.frombuffer(group, dtype=torch.int32).view(grid),
     )
