@@ -28,7 +28,7 @@ def _loop() -> Any:
     count = compiled(sequential.count, i64(u64, numbers), halves)
     smallest = compiled(sequential.smallest, i64(longs, i64, i64))
     drawn = (types.boolean[::1], types.int32[::1])
-    arguments = (u64, numbers, *drawn, i64, longs)
+    arguments = (u64, numbers, *drawn, longs)
     hide = compiled(sequential.hide, types.void(*arguments), halves, span, count, smallest)
     arguments = (i64, i64, longs, i64, i64, i64, numbers, longs, longs, longs, *drawn, longs)
     return compiled(sequential.draw_images, types.void(*arguments), word_, halves, hide)

@@ -58,28 +58,27 @@ def smallest(order: Sequence[int], length: int, number: int) -> int:
 
 
 def hide(
-    key: int,
-    n: Numbers,
-    mask: MutableSequence[int],
-    group: MutableSequence[int],
-    begin: int,
-    order: MutableSequence[int],
+    key: int, n: Numbers, mask: MutableSequence[bool], group: MutableSequence[int], order: MutableSequence[int]
 ) -> None:
-    """Write which patches of an image are hidden, and by which group: -1 = visible. They stand from ``begin`` on."""
-    left, k, patches = count(key, n), 0, n.rows * n.columns
-    for place in range(begin, begin + patches):
+    """Write which patches of one image are hidden, and by which group: -1 = visible."""
+    left, k, patches, wide = count(key, n), 0, n.rows * n.columns, n.low_width + n.widths - 1
+    for place in range(patches):
         group[place] = -1
     while left > 0 and k < n.rectangles:
         top, bottom = span(key, RECTANGLE_SLOT + 2 * k, n.low_height, n.heights, n.rows, n.inside)
         first, last = span(key, RECTANGLE_SLOT + 2 * k + 1, n.low_width, n.widths, n.columns, n.inside)
+        # As many columns whatever the group's width, and no branch on a patch: a processor that guesses wrong half of
+        # the time loses a quarter of it (14x14, half hidden, compiled: 1.06 us a mask instead of 1.39).
+        edge = min(first, n.columns - wide)
         for row in range(top, bottom):
-            for place in range(begin + row * n.columns + first, begin + row * n.columns + last):
-                new = group[place] < 0  # a patch belongs to the first group that covers it
-                group[place] = k if new else group[place]  # no branch: half of them would be guessed wrong
+            for i in range(wide):
+                place = row * n.columns + edge + i
+                new = (group[place] < 0) & (i >= first - edge) & (i < last - edge)
+                group[place] = k if new else group[place]  # a patch belongs to the first group that covers it
                 left -= new
         if left < 0:  # the last group is cut, at its beginning or at its end
             backwards = halves(key, CUT_SLOT)[0] >> 31
-            place = begin + (top * n.columns if backwards else bottom * n.columns - 1)
+            place = top * n.columns if backwards else bottom * n.columns - 1
             while left < 0:
                 if group[place] == k:
                     group[place] = -1
@@ -90,12 +89,12 @@ def hide(
         length = 0
         for place in range(patches):
             order[length] = halves(key, PATCH_SLOT + place)[1] % 2**20 << 22 | place
-            length += group[begin + place] < 0
+            length += group[place] < 0
         last = smallest(order, length, left)
         for i in range(length):
             place = order[i] & 0x3FFFFF
-            group[begin + place] = n.rectangles + place if order[i] <= last else -1
-    for place in range(begin, begin + patches):
+            group[place] = n.rectangles + place if order[i] <= last else -1
+    for place in range(patches):
         mask[place] = group[place] >= 0
 
 
@@ -126,7 +125,8 @@ def draw_images(
                 fill += 1
         heads[i] = fill
         heads[batch + i] = (i + 1 + (for_donor * (batch - 1) >> 32)) % batch if batch > 1 else -1
-        hide(key, n, mask, group, i * n.rows * n.columns, order)
+        here = slice(i * n.rows * n.columns, (i + 1) * n.rows * n.columns)
+        hide(key, n, mask[here], group[here], order)
 
 
 def takes(root: object, samples: Samples, settings: Settings) -> bool:
@@ -142,7 +142,8 @@ def draw(root: int, samples: Samples, settings: Settings) -> MaskPlan:
     heads, keys, order = array("q", [0]) * (2 * batch), array("Q", [0]) * batch, array("q", [0]) * patches
     mask, group = array("B", [0]) * (batch * patches), array("i", [0]) * (batch * patches)
     index = [] if samples.index is None else samples.index.tolist()
-    draw_images(root, samples.first, index, 0, batch, batch, n, settings.shares(), heads, keys, mask, group, order)
+    views = memoryview(mask), memoryview(group)  # whose slices share their memory
+    draw_images(root, samples.first, index, 0, batch, batch, n, settings.shares(), heads, keys, *views, order)
     fill, donor = torch.frombuffer(heads, dtype=torch.int64).view(2, *samples.batch)
     grid = (*samples.batch, n.rows, n.columns)
     return MaskPlan(
