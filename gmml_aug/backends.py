@@ -7,6 +7,7 @@ otherwise happens when a process has drawn and written long enough to earn the t
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 import os
 import sys
@@ -20,7 +21,7 @@ import torch
 
 NAMES = ("triton", "compiled", "functions")
 _PRICE = 1.5  # seconds that it takes to import Numba and to load what it compiled before
-_broken: dict[str, str] = {}  # what failed here, and why
+_broken: set[str] = set()  # what failed here
 _owed = 0.0  # seconds that this process spent in functions where a compiled loop could have run
 
 
@@ -58,7 +59,7 @@ def _allowed(backend: Backend, device: str, names: tuple[str, ...]) -> bool:
         return False
     if backend.name == "functions":
         return True
-    if backend.module in _broken or (names and backend.name not in names) or not _installed(backend.needs):
+    if backend.name in _broken or (names and backend.name not in names) or not _installed(backend.needs):
         return False
     # Compiled loops are loaded once the process has paid as much in slower calls: never twice as slow as what would
     # have been best, whether it lives for a second or a week.
@@ -68,8 +69,8 @@ def _allowed(backend: Backend, device: str, names: tuple[str, ...]) -> bool:
 def run(backends: Sequence[Backend], function: str, device: torch.device, *arguments: Any) -> Any:
     """Call a function of the first backend that runs on the device and takes the arguments.
 
-    A backend other than the functions that fails is left out from then on, with one warning; the others go on, but for
-    a call in place that reads what it writes, which may have been begun.
+    A backend that fails is left out from then on, with one warning, and the functions go on: the others compile all
+    that they need before they write, so nothing has been written yet.
     """
     global _owed
     names, kind, begin = _parsed(os.environ.get("GMML_AUG_BACKENDS", "")), device.type, time.perf_counter()
@@ -88,13 +89,11 @@ def run(backends: Sequence[Backend], function: str, device: torch.device, *argum
         except Exception as error:  # no C compiler, say, which Triton needs at run time
             if backend.name == "functions":
                 raise
-            _broken[backend.module] = str(error)
-            version = getattr(importlib.import_module(backend.needs), "__version__", "?")
+            _broken.add(backend.name)
             warnings.warn(
-                f"gmml_aug goes on without {backend.module}, which failed here ({backend.needs} {version}, torch "
-                f"{torch.__version__}): {error}. GMML_AUG_BACKENDS=functions turns such backends off",
+                f"gmml_aug goes on without its {backend.name} backend, which failed here "
+                f"({backend.needs} {importlib.metadata.version(backend.needs)}, torch {torch.__version__}): "
+                f"{type(error).__name__}: {error}. GMML_AUG_BACKENDS=functions turns such backends off",
                 stacklevel=2,
             )
-            if function == "write" and module.begun(*arguments):
-                raise
     raise AssertionError("the last backend takes everything")

@@ -39,8 +39,8 @@ def compiled(function: Callable[..., Any], signature: Any, *calls: Any) -> Any:
     Returns:
         What is called like the function, and does not hold the GIL.
     """
-    own = {**function.__globals__, **{call.__name__: call for call in calls}}  # type: ignore[attr-defined]
-    twin = FunctionType(function.__code__, own, function.__name__)  # type: ignore[attr-defined]
+    own = {**function.__globals__, **{call.__name__: call for call in calls}}
+    twin = FunctionType(function.__code__, own, function.__name__)
     twin.__module__, twin.__qualname__ = function.__module__, function.__qualname__
     try:
         return numba.njit(signature, nogil=True, error_model="numpy", cache=True)(twin)

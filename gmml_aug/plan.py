@@ -103,7 +103,7 @@ class Settings(NamedTuple):
     @classmethod
     def of(cls, *fields: Any) -> Settings:
         """Return the settings of fields whose pairs are lists, as torch's operators give them."""
-        return cls(*(tuple(field) if isinstance(field, list) else field for field in fields))
+        return cls._make(tuple(field) if isinstance(field, list) else field for field in fields)
 
     def numbers(self) -> Numbers:
         """Return what follows, computed once for the same settings.
@@ -142,16 +142,6 @@ def _numbers(settings: Settings) -> Numbers:
             "groups an image, which is more than fits; use larger groups, a lower ratio or a larger patch_size, or "
             "single patches by group_size=(1, 1)"
         )
-    return Numbers(
-        *grid,
-        heights[0],
-        heights[1] - heights[0] + 1,
-        widths[0],
-        widths[1] - widths[0] + 1,
-        int(inside),
-        rectangles,
-        *(round(share * patches * 2**16) for share in ratio),
-        least,
-        most,
-        round(p * 2**32),
-    )
+    start, stop = (round(share * patches * 2**16) for share in ratio)
+    sizes = (heights[0], heights[1] - heights[0] + 1, widths[0], widths[1] - widths[0] + 1)
+    return Numbers(*grid, *sizes, int(inside), rectangles, start, stop, least, most, round(p * 2**32))

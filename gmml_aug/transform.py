@@ -102,7 +102,8 @@ class GroupMask(nn.Module):
     @property
     def ratio(self) -> tuple[float, float]:
         """The range of the hidden share. It may be set, to a number or a pair, as a schedule does."""
-        return self._ratio
+        ratio: tuple[float, float] = self.__dict__["_ratio"]
+        return ratio
 
     @ratio.setter
     def ratio(self, ratio: float | tuple[float, float]) -> None:
@@ -274,7 +275,7 @@ class GroupMask(nn.Module):
             )
         named = None if index is None else inputs.as_index(index, batch)
         grid, inside = self._grid(shape), self.placement == "inside"
-        settings = Settings(grid, self._ratio, self.group_size, inside, self.p, self.weights)
+        settings = Settings(grid, self.__dict__["_ratio"], self.group_size, inside, self.p, self.weights)
         # Devices that lack the arithmetic have their plans drawn on the CPU.
         where = device if device.type in ARITHMETIC else _CPU
         return drawn(counter, named, self.seed, self._home_rank, batch, where, settings)

@@ -214,7 +214,7 @@ def _tables(scales: tuple[tuple[float, float], ...], dtype: torch.dtype) -> byte
     if dtype == torch.uint8:
         levels = [torch.arange(256, dtype=dtype)]
     else:
-        levels = [scale(NORMAL_LEVELS, *each, dtype) for each in scales or ((0, 1),)]
+        levels = [scale(NORMAL_LEVELS, mean, std, dtype) for mean, std in scales or ((0, 1),)]
     return torch.stack(levels).view(torch.uint8).numpy().tobytes()
 
 
@@ -265,7 +265,7 @@ def write(
     flat, target = _lines(images), _lines(out)
     pool = flat if donors is None else _lines(donors)
     tables = np.frombuffer(_tables(scales, images.dtype), flat.dtype).reshape(max(1, len(scales)), -1)
-    each = Merged(m.kind.numpy(), m.value.view(bits).numpy(), m.source.view(-1).numpy(), m.key.numpy())
+    each = Merged._make(t.numpy() for t in (m.kind, m.value.view(bits), m.source.view(-1), m.key))
 
     if inplace and any(operation.kind == COPY for operation in operations):
         copied = (mask & (m.kind == COPY)[:, None, None]).view(-1)

@@ -71,13 +71,14 @@ def unpacked(kinds: Sequence[int], scales: Sequence[float], tensors: Sequence[Te
 
 def cut(images: Tensor, grid: Sequence[int]) -> Tensor:
     """Cut images into patches, those of all images after one another: ``(B * patches, ..., height, width)``."""
-    patches = images.unflatten(-1, (grid[1], -1)).unflatten(-3, (grid[0], -1)).movedim((-4, -2), (1, 2))
+    patches: Tensor = images.unflatten(-1, (grid[1], -1)).unflatten(-3, (grid[0], -1)).movedim((-4, -2), (1, 2))
     return patches.flatten(0, 2)
 
 
 def joined(patches: Tensor, images: Tensor, grid: Sequence[int]) -> Tensor:
     """Put patches together again, to the images' shape."""
-    return patches.unflatten(0, (len(images), *grid)).movedim((1, 2), (-4, -2)).reshape(images.shape)
+    whole: Tensor = patches.unflatten(0, (len(images), *grid)).movedim((1, 2), (-4, -2)).reshape(images.shape)
+    return whole
 
 
 def values(operation: Operation, images: Tensor, donors: Tensor | None, grid: Sequence[int]) -> Tensor:

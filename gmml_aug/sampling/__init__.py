@@ -28,13 +28,13 @@ class Samples(NamedTuple):
         batch: the plan's dimensions before the grid's: (B,), or () for one image.
         device: where the plan is wanted.
         first: the number of the first one, from which they are counted: an int64 tensor if it lives on the device.
-        index: ``(B,)`` int64 on the device: their numbers, if they are named one by one.
+        named: ``(B,)`` int64 on the device: their numbers, if they are named one by one.
     """
 
     batch: Sequence[int]
     device: torch.device
     first: int | Tensor = 0
-    index: Tensor | None = None
+    named: Tensor | None = None
 
     @property
     def number(self) -> int:
@@ -43,7 +43,7 @@ class Samples(NamedTuple):
 
     def tensor(self) -> Tensor:
         """Return the samples' numbers, ``(B,)`` int64 on the device."""
-        counted = torch.arange(self.number, device=self.device) + self.first if self.index is None else self.index
+        counted = torch.arange(self.number, device=self.device) + self.first if self.named is None else self.named
         return counted
 
     def empty(self, grid: Sequence[int]) -> MaskPlan:
@@ -100,9 +100,10 @@ def drawn(
 def _plain_call() -> bool:
     try:
         watched = torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None
+        watched = watched or torch._C._get_tracing_state() is not None
     except AttributeError:  # not torch's public interface
         return False
-    return not (watched or torch.compiler.is_compiling() or torch.jit.is_tracing())
+    return not (watched or torch.compiler.is_compiling())
 
 
 def _draw(

@@ -38,7 +38,8 @@ def draw(root: int | Tensor, samples: Samples, settings: Settings) -> MaskPlan:
     donor = rng.another(torch.arange(batch, device=key.device), for_donor, batch)
     group = hide(key, counts(head[:, rng.COUNT_SLOT], n), head[:, rng.CUT_SLOT] < 0, n)
     group = group.view(*samples.batch, n.rows, n.columns)
-    return MaskPlan(group >= 0, *(each.view(samples.batch) for each in (fill, donor, key)), group)
+    fill, donor, key = (each.view(samples.batch) for each in (fill, donor, key))
+    return MaskPlan(group >= 0, fill, donor, key, group)
 
 
 def counts(word: Tensor, n: Numbers) -> Tensor:

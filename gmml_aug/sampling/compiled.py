@@ -28,8 +28,7 @@ def _loop() -> Any:
     count = compiled(sequential.count, i64(u64, numbers), halves)
     smallest = compiled(sequential.smallest, i64(longs, i64, i64))
     drawn = (types.boolean[::1], types.int32[::1])
-    arguments = (u64, numbers, *drawn, longs)
-    hide = compiled(sequential.hide, types.void(*arguments), halves, span, count, smallest)
+    hide = compiled(sequential.hide, types.void(u64, numbers, *drawn, longs), halves, span, count, smallest)
     arguments = (i64, i64, longs, i64, i64, i64, numbers, longs, longs, longs, *drawn, longs)
     return compiled(sequential.draw_images, types.void(*arguments), word_, halves, hide)
 
@@ -46,7 +45,7 @@ def draw(root: int, samples: Samples, settings: Settings) -> MaskPlan:
     # Allocated by NumPy, which takes a fraction of the time that a view of a tensor does.
     heads = np.empty((3, *samples.batch), np.int64)
     mask, group = (np.empty((*samples.batch, n.rows, n.columns), kind) for kind in (np.bool_, np.int32))
-    index = np.empty(0, np.int64) if samples.index is None else samples.index.contiguous().numpy()
+    index = np.empty(0, np.int64) if samples.named is None else samples.named.contiguous().numpy()
     flat = heads.reshape(-1)
     to = flat, flat[2 * batch :], mask.reshape(-1), group.reshape(-1)
     shares = np.array(settings.shares(), np.int64)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import MutableSequence, Sequence
+from typing import Any
 
 import torch
 
@@ -58,7 +59,7 @@ def smallest(order: Sequence[int], length: int, number: int) -> int:
 
 
 def hide(
-    key: int, n: Numbers, mask: MutableSequence[bool], group: MutableSequence[int], order: MutableSequence[int]
+    key: int, n: Numbers, mask: MutableSequence[int], group: MutableSequence[int], order: MutableSequence[int]
 ) -> None:
     """Write which patches of one image are hidden, and by which group: -1 = visible."""
     left, k, patches, wide = count(key, n), 0, n.rows * n.columns, n.low_width + n.widths - 1
@@ -141,9 +142,11 @@ def draw(root: int, samples: Samples, settings: Settings) -> MaskPlan:
     patches = n.rows * n.columns
     heads, keys, order = array("q", [0]) * (2 * batch), array("Q", [0]) * batch, array("q", [0]) * patches
     mask, group = array("B", [0]) * (batch * patches), array("i", [0]) * (batch * patches)
-    index = [] if samples.index is None else samples.index.tolist()
-    views = memoryview(mask), memoryview(group)  # whose slices share their memory
-    draw_images(root, samples.first, index, 0, batch, batch, n, settings.shares(), heads, keys, *views, order)
+    index = [] if samples.named is None else samples.named.tolist()
+    masks: Any = memoryview(mask)  # whose slices share its memory
+    groups: Any = memoryview(group)
+    first: Any = samples.first  # a number, on the CPU
+    draw_images(root, first, index, 0, batch, batch, n, settings.shares(), heads, keys, masks, groups, order)
     fill, donor = torch.frombuffer(heads, dtype=torch.int64).view(2, *samples.batch)
     grid = (*samples.batch, n.rows, n.columns)
     return MaskPlan(

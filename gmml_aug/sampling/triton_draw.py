@@ -181,7 +181,7 @@ def draw(root: int | Tensor, samples: Samples, settings: Settings) -> MaskPlan:
         return plan
     mask = plan.mask
     block = triton.next_power_of_2(n.rows * n.columns)
-    sample = samples.first if samples.index is None else samples.index.contiguous()
+    sample = samples.first if samples.named is None else samples.named.contiguous()
     # Each number reaches the device as a kernel's argument: a tensor made from a list would wait for a copy.
     bounds = [torch.full((1,), share, dtype=torch.int64, device=mask.device) for share in shares]
     with on(mask.device):
@@ -212,7 +212,7 @@ def draw(root: int | Tensor, samples: Samples, settings: Settings) -> MaskPlan:
             SHARES=len(shares),
             INSIDE=bool(n.inside),
             ROOT=isinstance(root, Tensor),
-            SAMPLE=2 if samples.index is not None else int(isinstance(sample, Tensor)),
+            SAMPLE=2 if samples.named is not None else int(isinstance(sample, Tensor)),
             BLOCK=block,
             num_warps=min(16, max(1, block // 512)),
         )
