@@ -234,7 +234,8 @@ class Mean(BuiltIn):
         rows, columns = plan.mask.shape[1:]
         patches = images.unflatten(-1, (columns, -1)).unflatten(-3, (rows, -1))  # (B, ..., C, gh, height, gw, width)
         dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
-        sums = patches.sum((-3, -1), dtype=dtype).to(torch.float64).flatten(1, -3)
+        wide = torch.float64 if images.device.type in rng.ARITHMETIC else torch.float32  # MPS has no float64
+        sums = patches.sum((-3, -1), dtype=dtype).to(wide).flatten(1, -3)
         hidden = plan.mask.to(images.device)[:, None]
         total = torch.where(hidden, 0, sums).sum((-2, -1)).unflatten(1, (-1, images.shape[-3])).sum(1)
         pixels = math.prod(images.shape[1:-3]) * patches.shape[-3] * patches.shape[-1]
