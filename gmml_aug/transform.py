@@ -45,8 +45,9 @@ class GroupMask(nn.Module):
         patch_size: int or (height, width) in pixels. 1 is allowed: groups of pixels.
         ratio: share of the patches that is hidden, in [0, 1]: a number, or (low, high) drawn uniformly per image. An
             image hides exactly ``round(ratio * patches)`` of them.
-        fill: ``"zeros"``, ``"noise"``, ``"alien"``, ``"shuffle"``, an instance (``Zeros(0.5)``, ``Noise(0, 1)``,
-            ``Alien()``, ``Shuffle()``), or a mapping of these to weights, of which one is drawn per image.
+        fill: ``"zeros"``, ``"noise"``, ``"alien"``, ``"shuffle"``, ``"mean"``, an instance (``Zeros(0.5)``,
+            ``Noise(0, 1)``, ``Alien()``, ``Shuffle()``, ``Mean()``), or a mapping of these to weights, of which one is
+            drawn per image.
         group_size: (low, high), inclusive, of a group's side in patches; height and width are drawn independently.
             ``None`` is the paper's, 1 up to 30 % of the grid's side. ``(1, 1)`` hides single patches at random.
         placement: ``"uniform"``: groups may hang over the border, so every patch is hidden equally often.
@@ -96,7 +97,7 @@ class GroupMask(nn.Module):
         self.seed = inputs.as_seed(seed)
         self.inplace = inplace
         self._home_rank: int | None = None
-        # With no seed nothing hangs on the counter, so it stays out of checkpoints.
+        # With no seed nothing depends on the counter, so it stays out of checkpoints.
         self.register_buffer("counter", _counter(0, "cpu"), persistent=seed is not None)
 
     @property

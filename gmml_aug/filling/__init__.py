@@ -79,7 +79,8 @@ def _values(images: Tensor, plan: MaskPlan, fills: Sequence[Fill], donors: Tenso
                 f"the values of {fill} broadcast to the images' shape, {tuple(images.shape)}; got "
                 f"{tuple(values.shape)}; patch_to_pixel spreads what there is for each patch"
             )
-        if torch.result_type(values, images) != images.dtype:
+        number = values.ndim == 0 and values.is_floating_point() <= images.is_floating_point()  # torch converts it
+        if values.dtype != images.dtype and not number:
             raise TypeError(
                 f"the values of {fill} are {values.dtype} and the images {images.dtype}; return values.to(images.dtype)"
             )

@@ -29,7 +29,7 @@ def _loop() -> Any:
     smallest = compiled(sequential.smallest, i64(longs, i64, i64))
     drawn = (types.boolean[::1], types.int32[::1])
     hide = compiled(sequential.hide, types.void(u64, numbers, *drawn, longs), halves, span, count, smallest)
-    arguments = (i64, i64, longs, i64, i64, i64, numbers, longs, longs, longs, *drawn, longs)
+    arguments = (i64, i64, longs, i64, i64, i64, numbers, longs, longs, longs, longs, *drawn, longs)
     return compiled(sequential.draw_images, types.void(*arguments), word_, halves, hide)
 
 
@@ -43,16 +43,15 @@ def draw(root: int, samples: Samples, settings: Settings) -> MaskPlan:
     n, batch, loop = settings.numbers(), samples.number, _loop()
     patches = n.rows * n.columns
     # Allocated by NumPy, which takes a fraction of the time that a view of a tensor does.
-    heads = np.empty((3, *samples.batch), np.int64)
+    heads = [np.empty(samples.batch, np.int64) for _ in range(3)]
     mask, group = (np.empty((*samples.batch, n.rows, n.columns), kind) for kind in (np.bool_, np.int32))
     index = np.empty(0, np.int64) if samples.named is None else samples.named.contiguous().numpy()
-    flat = heads.reshape(-1)
-    to = flat, flat[2 * batch :], mask.reshape(-1), group.reshape(-1)
+    to = [field.reshape(-1) for field in (*heads, mask, group)]
     shares = np.array(settings.shares(), np.int64)
 
     def work(begin: int, end: int) -> None:
         loop(root, samples.first, index, begin, end, batch, n, shares, *to, np.empty(patches, np.int64))
 
     share(batch, max(1, _LEAST // patches), work)
-    fill, donor, key = torch.from_numpy(heads).unbind()
+    fill, donor, key = map(torch.from_numpy, heads)
     return MaskPlan(torch.from_numpy(mask), fill, donor, key, torch.from_numpy(group))

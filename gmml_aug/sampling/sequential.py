@@ -108,13 +108,14 @@ def draw_images(
     batch: int,
     n: Numbers,
     shares: Sequence[int],
-    heads: MutableSequence[int],
+    fills: MutableSequence[int],
+    donors: MutableSequence[int],
     keys: MutableSequence[int],
     mask: MutableSequence[int],
     group: MutableSequence[int],
     order: MutableSequence[int],
 ) -> None:
-    """Draw the images ``begin`` to ``end - 1``: fills and donors into the two rows of ``heads``, keys and groups."""
+    """Draw the images ``begin`` to ``end - 1``: their fills, donors and keys, masks and groups."""
     for i in range(begin, end):
         sample = index[i] if len(index) > 0 else first + i
         key = word(root, sample)
@@ -124,8 +125,8 @@ def draw_images(
         for share in shares:
             if for_fill >= share:
                 fill += 1
-        heads[i] = fill
-        heads[batch + i] = (i + 1 + (for_donor * (batch - 1) >> 32)) % batch if batch > 1 else -1
+        fills[i] = fill
+        donors[i] = (i + 1 + (for_donor * (batch - 1) >> 32)) % batch if batch > 1 else -1
         here = slice(i * n.rows * n.columns, (i + 1) * n.rows * n.columns)
         hide(key, n, mask[here], group[here], order)
 
@@ -140,19 +141,22 @@ def draw(root: int, samples: Samples, settings: Settings) -> MaskPlan:
     """Draw a batch; see :func:`gmml_aug.sampling.draw`."""
     n, batch = settings.numbers(), samples.number
     patches = n.rows * n.columns
-    heads, keys, order = array("q", [0]) * (2 * batch), array("Q", [0]) * batch, array("q", [0]) * patches
+    fills, donors, keys = array("q", [0]) * batch, array("q", [0]) * batch, array("Q", [0]) * batch
     mask, group = array("B", [0]) * (batch * patches), array("i", [0]) * (batch * patches)
+    order = array("q", [0]) * patches
     index = [] if samples.named is None else samples.named.tolist()
     masks: Any = memoryview(mask)  # whose slices share its memory
     groups: Any = memoryview(group)
     first: Any = samples.first  # a number, on the CPU
-    draw_images(root, first, index, 0, batch, batch, n, settings.shares(), heads, keys, masks, groups, order)
-    fill, donor = torch.frombuffer(heads, dtype=torch.int64).view(2, *samples.batch)
+    draw_images(root, first, index, 0, batch, batch, n, settings.shares(), fills, donors, keys, masks, groups, order)
+    fill, donor, key = (
+        torch.frombuffer(field, dtype=torch.int64).view(samples.batch) for field in (fills, donors, keys)
+    )
     grid = (*samples.batch, n.rows, n.columns)
     return MaskPlan(
         torch.frombuffer(mask, dtype=torch.bool).view(grid),
         fill,
         donor,
-        torch.frombuffer(keys, dtype=torch.int64).view(samples.batch),
+        key,
         torch.frombuffer(group, dtype=torch.int32).view(grid),
     )
