@@ -45,7 +45,6 @@ def _write_kernel(
     cubic_ptr,
     batch,
     pool,
-    KINDS: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     HEIGHT: tl.constexpr,
@@ -87,48 +86,44 @@ def _write_kernel(
             if kind == -1:
                 corner = image * IMAGE + down * (HEIGHT * LINE) + across * (WIDTH * PIXEL)
                 tl.store(target, tl.load(image_ptr + corner + offset, mask=inside), mask=inside)
-        if KINDS & (1 << _CONSTANT):
-            if kind == _CONSTANT:
-                tl.store(target, tl.load(value_ptr + image * CHANNELS + plane % CHANNELS, mask=inside), mask=inside)
-        if KINDS & (1 << _NOISE):
-            if kind == _NOISE:
-                words: tl.constexpr = (PIXELS + PER_WORD - 1) // PER_WORD
-                slot = patch.to(tl.int64) * words + begin // PER_WORD + tl.arange(0, BLOCK // PER_WORD)
-                word = word_of(tl.load(key_ptr + image).to(tl.uint64), slot + _NOISE_SLOT)
-                bits: tl.constexpr = 64 // PER_WORD
-                lanes = word[:, None] >> (tl.arange(0, PER_WORD) * bits)[None, :].to(tl.uint64)
-                draw = tl.reshape(lanes & ((1 << bits) - 1), (BLOCK,)).to(tl.int32)
-                if PER_WORD == 4:
-                    noise = _normals(draw, cubic_ptr)
-                    if SCALED:
-                        noise = noise * tl.load(scale_ptr + 2 * image + 1) + tl.load(scale_ptr + 2 * image)
-                    if out_ptr.dtype.element_ty == tl.bfloat16:
-                        # To the nearest, ties to even, on the bits: Triton's interpreter rounds otherwise.
-                        bits32 = noise.to(tl.int32, bitcast=True)
-                        half = (bits32 + 0x7FFF + ((bits32 >> 16) & 1)) >> 16
-                        tl.store(target, half.to(tl.int16).to(tl.bfloat16, bitcast=True), mask=inside)
-                    else:
-                        tl.store(target, noise.to(out_ptr.dtype.element_ty), mask=inside)
+        if kind == _CONSTANT:
+            tl.store(target, tl.load(value_ptr + image * CHANNELS + plane % CHANNELS, mask=inside), mask=inside)
+        if kind == _NOISE:
+            words: tl.constexpr = (PIXELS + PER_WORD - 1) // PER_WORD
+            slot = patch.to(tl.int64) * words + begin // PER_WORD + tl.arange(0, BLOCK // PER_WORD)
+            word = word_of(tl.load(key_ptr + image).to(tl.uint64), slot + _NOISE_SLOT)
+            bits: tl.constexpr = 64 // PER_WORD
+            lanes = word[:, None] >> (tl.arange(0, PER_WORD) * bits)[None, :].to(tl.uint64)
+            draw = tl.reshape(lanes & ((1 << bits) - 1), (BLOCK,)).to(tl.int32)
+            if PER_WORD == 4:
+                noise = _normals(draw, cubic_ptr)
+                if SCALED:
+                    noise = noise * tl.load(scale_ptr + 2 * image + 1) + tl.load(scale_ptr + 2 * image)
+                if out_ptr.dtype.element_ty == tl.bfloat16:
+                    # To the nearest, ties to even, on the bits: Triton's interpreter rounds otherwise.
+                    bits32 = noise.to(tl.int32, bitcast=True)
+                    half = (bits32 + 0x7FFF + ((bits32 >> 16) & 1)) >> 16
+                    tl.store(target, half.to(tl.int16).to(tl.bfloat16, bitcast=True), mask=inside)
                 else:
-                    tl.store(target, draw.to(out_ptr.dtype.element_ty), mask=inside)
-        if KINDS & (1 << _COPY):
-            if kind == _COPY:
-                source = tl.load(source_ptr + number)
-                # What a plan of another batch says is not trusted with memory.
-                there = e < tl.where((source >= 0) & (source < batch * (ROWS * COLUMNS)), PIXELS, 0)
-                place = source % (ROWS * COLUMNS)
-                corner = source // (ROWS * COLUMNS) * IMAGE
-                corner += place // COLUMNS * (HEIGHT * LINE) + place % COLUMNS * (WIDTH * PIXEL)
-                tl.store(target, tl.load(image_ptr + corner + offset, mask=there, other=0), mask=inside)
-        if KINDS & (1 << _POOL):
-            if kind == _POOL:
-                source = tl.load(source_ptr + number)
-                there = e < tl.where((source >= 0) & (source < pool * (ROWS * COLUMNS)), PIXELS, 0)
-                place = source % (ROWS * COLUMNS)
-                corner = source // (ROWS * COLUMNS) * POOL_IMAGE
-                corner += place // COLUMNS * (HEIGHT * POOL_LINE) + place % COLUMNS * (WIDTH * POOL_PIXEL)
-                theirs = pool_ptr + corner + plane * POOL_PLANE + y * POOL_LINE + x * POOL_PIXEL
-                tl.store(target, tl.load(theirs, mask=there, other=0), mask=inside)
+                    tl.store(target, noise.to(out_ptr.dtype.element_ty), mask=inside)
+            else:
+                tl.store(target, draw.to(out_ptr.dtype.element_ty), mask=inside)
+        if kind == _COPY:
+            source = tl.load(source_ptr + number)
+            # What a plan of another batch says is not trusted with memory.
+            there = e < tl.where((source >= 0) & (source < batch * (ROWS * COLUMNS)), PIXELS, 0)
+            place = source % (ROWS * COLUMNS)
+            corner = source // (ROWS * COLUMNS) * IMAGE
+            corner += place // COLUMNS * (HEIGHT * LINE) + place % COLUMNS * (WIDTH * PIXEL)
+            tl.store(target, tl.load(image_ptr + corner + offset, mask=there, other=0), mask=inside)
+        if kind == _POOL:
+            source = tl.load(source_ptr + number)
+            there = e < tl.where((source >= 0) & (source < pool * (ROWS * COLUMNS)), PIXELS, 0)
+            place = source % (ROWS * COLUMNS)
+            corner = source // (ROWS * COLUMNS) * POOL_IMAGE
+            corner += place // COLUMNS * (HEIGHT * POOL_LINE) + place % COLUMNS * (WIDTH * POOL_PIXEL)
+            theirs = pool_ptr + corner + plane * POOL_PLANE + y * POOL_LINE + x * POOL_PIXEL
+            tl.store(target, tl.load(theirs, mask=there, other=0), mask=inside)
 
 
 def _strides(images: Tensor) -> tuple[int, int, int, int] | None:
@@ -204,7 +199,6 @@ def write(
             _cubics(images.device),
             len(images),
             len(pool),
-            KINDS=sum(1 << kind for kind in {operation.kind for operation in operations}),
             ROWS=rows,
             COLUMNS=columns,
             HEIGHT=images.shape[-2] // rows,
