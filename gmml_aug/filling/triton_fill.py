@@ -33,41 +33,14 @@ def _normals(draw, cubic_ptr):
 
 @triton.jit(do_not_specialize=["batch", "pool"])
 def _write_kernel(
-    out_ptr,
-    image_ptr,
-    pool_ptr,
-    mask_ptr,
-    kind_ptr,
-    value_ptr,
-    source_ptr,
-    key_ptr,
-    scale_ptr,
-    cubic_ptr,
-    batch,
+    out_ptr, image_ptr, pool_ptr, mask_ptr, kind_ptr, value_ptr, source_ptr, key_ptr, scale_ptr, cubic_ptr, batch,
     pool,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    HEIGHT: tl.constexpr,
-    WIDTH: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    PIXELS: tl.constexpr,
-    IMAGE: tl.constexpr,
-    PLANE: tl.constexpr,
-    LINE: tl.constexpr,
-    PIXEL: tl.constexpr,
-    OUT_IMAGE: tl.constexpr,
-    OUT_PLANE: tl.constexpr,
-    OUT_LINE: tl.constexpr,
-    OUT_PIXEL: tl.constexpr,
-    POOL_IMAGE: tl.constexpr,
-    POOL_PLANE: tl.constexpr,
-    POOL_LINE: tl.constexpr,
-    POOL_PIXEL: tl.constexpr,
-    INPLACE: tl.constexpr,
-    SCALED: tl.constexpr,
-    PER_WORD: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr,
+    PIXELS: tl.constexpr, IMAGE: tl.constexpr, PLANE: tl.constexpr, LINE: tl.constexpr, PIXEL: tl.constexpr,
+    OUT_IMAGE: tl.constexpr, OUT_PLANE: tl.constexpr, OUT_LINE: tl.constexpr, OUT_PIXEL: tl.constexpr, POOL_IMAGE:
+    tl.constexpr, POOL_PLANE: tl.constexpr, POOL_LINE: tl.constexpr, POOL_PIXEL: tl.constexpr, INPLACE: tl.constexpr,
+    SCALED: tl.constexpr, PER_WORD: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     # One program for each patch, so that all that differs from patch to patch is a scalar.
     number = tl.program_id(0)
     image = (number // (ROWS * COLUMNS)).to(tl.int64)
@@ -187,29 +160,9 @@ def write(
     block = min(1024, max(8, triton.next_power_of_2(pixels)))
     with on(images.device):
         _write_kernel[(mask.numel(),)](
-            out,
-            images,
-            pool,
-            mask.contiguous(),
-            m.kind,
-            m.value,
-            m.source,
-            m.key,
-            scales,
-            _cubics(images.device),
-            len(images),
-            len(pool),
-            ROWS=rows,
-            COLUMNS=columns,
-            HEIGHT=images.shape[-2] // rows,
-            WIDTH=images.shape[-1] // columns,
-            CHANNELS=images.shape[-3],
-            PIXELS=pixels,
-            **steps,
-            INPLACE=inplace,
-            SCALED=scaled,
-            PER_WORD=8 if images.dtype == torch.uint8 else 4,
-            BLOCK=block,
-            num_warps=max(1, block // 256),
-            enable_fp_fusion=False,  # torch multiplies and adds one after the other
-        )
+            out, images, pool, mask.contiguous(), m.kind, m.value, m.source, m.key, scales, _cubics(images.device),
+            len(images), len(pool), ROWS=rows, COLUMNS=columns, HEIGHT=images.shape[-2] // rows,
+            WIDTH=images.shape[-1] // columns, CHANNELS=images.shape[-3], PIXELS=pixels, **steps, INPLACE=inplace,
+            SCALED=scaled, PER_WORD=8 if images.dtype == torch.uint8 else 4, BLOCK=block, num_warps=max(1, block //
+            256), enable_fp_fusion=False,  # torch multiplies and adds one after the other
+        )  # fmt: skip

@@ -45,51 +45,16 @@ def _span(word, low, sizes, side, INSIDE: tl.constexpr):
 
 @triton.jit(
     do_not_specialize=[
-        "root",
-        "sample",
-        "batch",
-        "start",
-        "stop",
-        "least",
-        "most",
-        "p",
-        "low_height",
-        "heights",
-        "low_width",
-        "widths",
-        "rectangles",
+        "root", "sample", "batch", "start", "stop", "least", "most", "p", "low_height", "heights", "low_width",
+        "widths", "rectangles",
     ]
-)
+)  # fmt: skip
 def _draw_kernel(
-    mask_ptr,
-    fill_ptr,
-    donor_ptr,
-    key_ptr,
-    group_ptr,
-    root_ptr,
-    sample_ptr,
-    share_ptr,
-    root,
-    sample,
-    batch,
-    start,
-    stop,
-    least,
-    most,
-    p,
-    low_height,
-    heights,
-    low_width,
-    widths,
-    rectangles,
-    HEIGHT: tl.constexpr,
-    WIDTH: tl.constexpr,
-    SHARES: tl.constexpr,
-    INSIDE: tl.constexpr,
-    ROOT: tl.constexpr,
-    SAMPLE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    mask_ptr, fill_ptr, donor_ptr, key_ptr, group_ptr, root_ptr, sample_ptr, share_ptr, root, sample, batch, start,
+    stop, least, most, p, low_height, heights, low_width, widths, rectangles,
+    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, SHARES: tl.constexpr, INSIDE: tl.constexpr, ROOT: tl.constexpr, SAMPLE:
+    tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     image = tl.program_id(0)
     if ROOT:  # on the device
         root = tl.load(root_ptr)
@@ -186,34 +151,11 @@ def draw(root: int | Tensor, samples: Samples, settings: Settings) -> MaskPlan:
     bounds = [torch.full((1,), share, dtype=torch.int64, device=mask.device) for share in shares]
     with on(mask.device):
         _draw_kernel[(samples.number,)](
-            mask,
-            plan.fill,
-            plan.donor,
-            plan.key,
-            plan.group,
-            root if isinstance(root, Tensor) else mask,
-            sample if isinstance(sample, Tensor) else mask,
-            torch.cat(bounds) if bounds else mask,
-            0 if isinstance(root, Tensor) else root,
-            0 if isinstance(sample, Tensor) else sample,
-            samples.number,
-            n.start,
-            n.stop,
-            n.least,
-            n.most,
-            n.p,
-            n.low_height,
-            n.heights,
-            n.low_width,
-            n.widths,
-            n.rectangles,
-            HEIGHT=n.rows,
-            WIDTH=n.columns,
-            SHARES=len(shares),
-            INSIDE=bool(n.inside),
-            ROOT=isinstance(root, Tensor),
-            SAMPLE=2 if samples.named is not None else int(isinstance(sample, Tensor)),
-            BLOCK=block,
-            num_warps=min(16, max(1, block // 512)),
-        )
+            mask, plan.fill, plan.donor, plan.key, plan.group, root if isinstance(root, Tensor) else mask, sample if
+            isinstance(sample, Tensor) else mask, torch.cat(bounds) if bounds else mask, 0 if isinstance(root, Tensor)
+            else root, 0 if isinstance(sample, Tensor) else sample, samples.number, n.start, n.stop, n.least, n.most,
+            n.p, n.low_height, n.heights, n.low_width, n.widths, n.rectangles, HEIGHT=n.rows, WIDTH=n.columns,
+            SHARES=len(shares), INSIDE=bool(n.inside), ROOT=isinstance(root, Tensor), SAMPLE=2 if samples.named is not
+            None else int(isinstance(sample, Tensor)), BLOCK=block, num_warps=min(16, max(1, block // 512)),
+        )  # fmt: skip
     return plan
