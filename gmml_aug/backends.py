@@ -97,3 +97,20 @@ def run(backends: Sequence[Backend], function: str, device: torch.device, *argum
                 stacklevel=2,
             )
     raise AssertionError("the last backend takes everything")
+
+
+def transformed() -> bool:
+    """Tell whether torch.func (vmap, grad) carries the call out."""
+    try:
+        return torch._C._functorch.peek_interpreter_stack() is not None
+    except AttributeError:  # not torch's public interface
+        return False
+
+
+def watched() -> bool:
+    """Tell whether something of torch's (fake tensors, vmap, tracing) may want to see the operators of a call."""
+    try:
+        modes: bool = torch._C._len_torch_dispatch_stack() > 0
+        return modes or transformed() or torch._C._get_tracing_state() is not None
+    except AttributeError:
+        return True

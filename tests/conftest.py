@@ -1,12 +1,37 @@
 """Without a GPU Triton runs in its interpreter, said before anything imports it; and no test depends on the clock."""
 
+import hashlib
 import os
+import tempfile
+from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import settings
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+# Numba's cache looks at a function's own file and not at what it imports: a cache for each state of the source.
+_source = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(Path(__file__).parents[1].glob("gmml_aug/**/*.py"))))
+os.environ.setdefault("NUMBA_CACHE_DIR", f"{tempfile.gettempdir()}/gmml-aug-numba-{_source.hexdigest()[:12]}")
+
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
+
+
+def pytest_report_header() -> str:
+    """Say which backends are tried here."""
+    from .backends import DRAWING, WRITING
+
+    return f"backends: {', '.join([*DRAWING, *WRITING])}"
+
+
+@pytest.fixture(params=["functions", "compiled,functions"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run a test by the functions alone, and by the compiled loops where Numba is installed."""
+    names: str = request.param
+    if names != "functions":
+        pytest.importorskip("numba")
+    monkeypatch.setenv("GMML_AUG_BACKENDS", names)
+    return names

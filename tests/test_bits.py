@@ -73,6 +73,6 @@ def digest(shape: tuple[int, ...], dtype: torch.dtype, options: dict[str, Any], 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
 @pytest.mark.parametrize("case", CASES)
-def test_the_bits_are_pinned(case: str, layout: str) -> None:
+def test_the_bits_are_pinned(case: str, layout: str, backend: str) -> None:
     shape, dtype, options, pinned = CASES[case]
     assert digest(shape, dtype, options, layout) == pinned

@@ -31,14 +31,14 @@ def test_words_are_splitmix64() -> None:
 
 def test_pythons_integers_mix_as_the_tensors_do() -> None:
     for key in (0, 1, -1, 2**63 - 1, -(2**63), 123456789, 2**64 + 7):
-        assert rng.mix(key + rng.GAMMA) == splitmix64(key % 2**64, 1)[0]
+        assert rng.word(key, 1) == splitmix64(key % 2**64, 1)[0]
     for value in (0, 5, -1, 2**63, 2**64 - 1, -(2**63)):
         assert -(2**63) <= rng.signed(value) < 2**63
         assert (rng.signed(value) - value) % 2**64 == 0
     for seed, stream in ((0, 0), (0, 1), (-1, 3), (2**63 - 1, 1 << 32)):
         root, samples = rng.root(seed, stream), [0, 1, -7, 2**40, 2**63 - 1]
         tensors = rng.keys(root, torch.tensor(samples))
-        assert [rng.signed(rng.mix(root + sample * rng.GAMMA)) for sample in samples] == tensors.tolist()
+        assert [rng.signed(rng.word(root, sample)) for sample in samples] == tensors.tolist()
 
 
 def test_a_word_depends_on_its_slot_and_key_alone() -> None:
@@ -56,6 +56,13 @@ def test_keys_of_seeds_streams_and_samples_are_distinct() -> None:
         ]
     )
     assert len(keys.unique()) == len(keys)
+
+
+def test_a_stream_is_no_other_seeds_stream_0_that_a_short_formula_names() -> None:
+    for seed in (0, 1, -1, 12345):
+        mixed = rng.word(seed, 1)
+        for stream in (1, 2, 1 << 32, (1 << 32) + 1):
+            assert rng.root(seed, stream) != rng.root(rng.signed(mixed + (stream - 1) * rng.GAMMA), 0)
 
 
 @pytest.mark.parametrize("bound", [1, 2, 3, 14, 1000])
@@ -98,11 +105,11 @@ def test_noise_is_made_of_its_words_from_the_lowest_bits_on() -> None:
     data = [b"".join(word.to_bytes(8, "little") for word in row) for row in words]
     assert rng.uint8(torch.tensor(keys), 27).tolist() == [list(row[:27]) for row in data]
     draws = torch.tensor([[row[i] + 256 * row[i + 1] for i in range(0, 26, 2)] for row in data])
-    assert torch.equal(rng.normal(torch.tensor(keys), 13), rng._normals(torch.device("cpu"))[draws])
+    assert torch.equal(rng.normal(torch.tensor(keys), 13), rng.NORMAL_LEVELS[draws])
 
 
 def test_the_normal_levels_are_the_normal_quantiles() -> None:
-    levels = rng._normals(torch.device("cpu"))
+    levels = rng.NORMAL_LEVELS
     assert (levels.dtype, levels.shape) == (torch.float32, (65536,))
     value = levels.double()
     assert len(value.unique()) == 65536

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ..backends import Backend, run
+from ..backends import Backend, run, transformed
 from ..plan import MaskPlan
 from ..rng import at_hand
 from .everywhere import combined
@@ -50,8 +50,10 @@ def write(images: Tensor, plan: MaskPlan, fills: Sequence[Fill], donors: Tensor 
     plan = MaskPlan(*map(at_hand, plan))
     tensors = (images,) if donors is None else (images, donors)
     traced = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    if not torch.compiler.is_compiling():  # forward mode, which the compiler refuses, and views with another sign
-        traced = traced or any(t.is_neg() or forward_ad.unpack_dual(t).tangent is not None for t in tensors)
+    if not torch.compiler.is_compiling():  # forward mode and vmap, which the compiler refuses, other views' signs
+        traced = (
+            traced or transformed() or any(t.is_neg() or forward_ad.unpack_dual(t).tangent is not None for t in tensors)
+        )
     if not traced and all(map(is_built_in, fills)):
         operations = [fill.operation(images, plan, donors) for fill in fills if isinstance(fill, BuiltIn)]
         arguments = (images, plan.mask, plan.fill, donors, *packed(operations))

@@ -227,12 +227,17 @@ def _lines(images: Tensor) -> Any:
 def takes(
     images: Tensor, out: Tensor, mask: Tensor, fill: Tensor, operations: Sequence[Operation], donors: Tensor | None
 ) -> bool:
-    """Tell whether all images lie in memory without gaps, in the same order."""
+    """Tell whether the operations are known, and all images lie in memory without gaps, in the same order."""
     tensors = (images, out) if donors is None else (images, out, donors)
     last = torch.channels_last
-    return images.itemsize in _BITS and (
-        all(t.is_contiguous() for t in tensors)
-        or (images.ndim == 4 and all(t.is_contiguous(memory_format=last) for t in tensors))
+    known = all(operation.kind in (CONSTANT, NOISE, COPY, POOL) for operation in operations)
+    return (
+        known
+        and images.itemsize in _BITS
+        and (
+            all(t.is_contiguous() for t in tensors)
+            or (images.ndim == 4 and all(t.is_contiguous(memory_format=last) for t in tensors))
+        )
     )
 
 

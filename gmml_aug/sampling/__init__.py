@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import rng
-from ..backends import Backend, run
+from ..backends import Backend, run, watched
 from ..plan import SETTINGS_SCHEMA, MaskPlan, Settings
 from ..streams import stream
 
@@ -92,18 +92,9 @@ def drawn(
         settings: what is asked.
     """
     # torch's dispatcher takes a third of the time of drawing one mask, and has no part in a plain eager call.
-    if not torch.compiler.is_compiling() and not _watched():
+    if not torch.compiler.is_compiling() and not watched():
         return _draw(counter, index, seed, home_rank, batch, device, settings)
     return MaskPlan(*torch.ops.gmml_aug.draw.default(counter, index, seed, home_rank, batch, device, *settings))
-
-
-def _watched() -> bool:
-    """Tell whether a mode of torch's (fake tensors, vmap, tracing) may want to see the call."""
-    try:
-        modes = torch._C._len_torch_dispatch_stack() > 0 or torch._C._functorch.peek_interpreter_stack() is not None
-        return modes or torch._C._get_tracing_state() is not None
-    except AttributeError:  # not torch's public interface
-        return True
 
 
 def _draw(

@@ -1,0 +1,293 @@
+"""Which patches are hidden: every backend against the sequential definition, and that against a plainer one."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from gmml_aug import GroupMask, MaskPlan, plan, rng, shapes
+from gmml_aug.plan import Numbers, Settings
+from gmml_aug.sampling import Samples, batched, sequential
+
+from .backends import DEVICES, DRAWING
+from .test_rng import splitmix64
+
+CPU = torch.device("cpu")
+Sides = tuple[int, int]
+int64 = st.integers(-(2**63), 2**63 - 1)
+
+
+@st.composite
+def asked(draw: st.DrawFn) -> Settings:
+    grid = draw(st.tuples(st.integers(1, 12), st.integers(1, 12)))
+    low, high = sorted(draw(st.tuples(st.floats(0, 1), st.sampled_from([0.0, 0.3, 0.5, 0.9, 1.0]))))
+    size = tuple(sorted(draw(st.tuples(st.integers(1, min(grid)), st.integers(1, min(grid))))))
+    return Settings(
+        grid,
+        (draw(st.sampled_from([low, high])), high),  # one ratio may end in half a patch
+        draw(st.sampled_from([None, (1, 1), size])),  # type: ignore[arg-type]
+        draw(st.booleans()),
+        draw(st.sampled_from([1.0, 0.5])),
+        draw(st.sampled_from([(1.0,), (1.0, 2.0), (3.0, 1.0, 1.0)])),
+    )
+
+
+def with_few(settings_: Settings, most: int) -> Any:
+    """Have so few groups drawn that some images run out of them."""
+    numbers = settings_.numbers()
+    return mock.patch.object(plan, "_numbers", return_value=numbers._replace(rectangles=min(numbers.rectangles, most)))
+
+
+def equal(a: MaskPlan, b: MaskPlan) -> bool:
+    return all(x.dtype == y.dtype and torch.equal(x, y.cpu()) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("name", DRAWING)
+@settings(max_examples=60)
+@given(asked(), st.integers(1, 4), int64, st.sampled_from([0, 2**31 - 2, 2**40]), st.data())
+def test_every_backend_draws_the_definitions_bits(
+    name: str, what: Settings, batch: int, root: int, first: int, data: st.DataObject
+) -> None:
+    named, device = None, DEVICES[name]
+    if data.draw(st.booleans(), label="named"):
+        named = torch.tensor(data.draw(st.lists(int64, min_size=batch, max_size=batch)))
+        named = torch.stack([named, named + 1], 1)[:, 0]  # of a table: not contiguous
+    one = batch == 1 and data.draw(st.booleans(), label="one image")
+    shape = () if one else (batch,)
+    with with_few(what, data.draw(st.sampled_from([63, 10**6]))):
+        expected = sequential.draw(root, Samples(shape, CPU, first, named), what)
+        there = None if named is None else named.to(device)
+        got = DRAWING[name].draw(root, Samples(shape, device, first, there), what)
+    assert got.mask.shape == (*shape, *what.grid)
+    assert equal(expected, got)
+
+
+@pytest.mark.parametrize("name", DRAWING)
+@pytest.mark.parametrize(("grid", "batch"), [((128, 128), 2), ((3, 60), 40), ((2, 2), 300), ((14, 14), 400)])
+def test_large_grids_and_batches_are_the_same_bits(name: str, grid: Sides, batch: int) -> None:
+    what = Settings(grid, (0.4, 0.5), None, False, 0.9, (1.0, 2.0, 1.0))
+    expected = sequential.draw(7, Samples((batch,), CPU), what)
+    assert equal(expected, DRAWING[name].draw(7, Samples((batch,), DEVICES[name]), what))
+
+
+def span(word: int, side: int, low: int, sizes: int, inside: int) -> range:
+    """Return the rows, or the columns, of a group on an axis of ``side`` patches."""
+    upper, lower = word >> 32 ^ 2**31, word % 2**32
+    size = low + upper * sizes // 2**32
+    places = side - size + 1 if inside else side + size - 1
+    first = lower * places // 2**32 + (0 if inside else 1 - size)
+    return range(max(first, 0), min(first + size, side))
+
+
+def slots(key: int, first: int, number: int) -> list[int]:
+    return splitmix64((key + (first - 1) * 0x9E3779B97F4A7C15) % 2**64, number)
+
+
+def loop_groups(key: int, count: int, n: Numbers) -> list[int]:
+    """Hide one rectangle after another, cut the last one patch by patch, draw what none covers: patch by patch."""
+    words = slots(key, rng.RECTANGLE_SLOT, 2 * n.rectangles)
+    backwards, group = slots(key, rng.CUT_SLOT, 1)[0] >> 63, dict[int, int]()
+    for k, (of_rows, of_columns) in enumerate(zip(words[::2], words[1::2], strict=True)):
+        rows = span(of_rows, n.rows, n.low_height, n.heights, n.inside)
+        columns = span(of_columns, n.columns, n.low_width, n.widths, n.inside)
+        places = [row * n.columns + column for row in rows for column in columns]
+        for place in reversed(places) if backwards else places:
+            if len(group) < count:
+                group.setdefault(place, k)
+    rank = [word % 2**20 for word in slots(key, rng.PATCH_SLOT, n.rows * n.columns)]
+    for place in sorted(range(n.rows * n.columns), key=lambda place: (rank[place], place)):
+        if len(group) < count:
+            group.setdefault(place, n.rectangles + place)
+    return [group.get(place, -1) for place in range(n.rows * n.columns)]
+
+
+@settings(max_examples=150)
+@given(asked(), int64, st.sampled_from([0, 63, 126, 10**6]))
+def test_the_definition_hides_what_a_loop_over_patches_would(what: Settings, root: int, most: int) -> None:
+    with with_few(what, most):
+        drawn = sequential.draw(root, Samples((3,), CPU), what)
+        for key, mask, group in zip(drawn.key.tolist(), drawn.mask, drawn.group, strict=True):
+            assert group.flatten().tolist() == loop_groups(key, int(mask.sum()), what.numbers())
+            assert torch.equal(mask, group >= 0)
+
+
+def of_ratio(patches: int, ratio: Any, p: float = 1.0) -> Numbers:
+    return Settings((1, patches), ratio, (1, 1), False, p, (1.0,)).numbers()
+
+
+@given(st.integers(1, 4096), st.floats(0, 1))
+def test_a_fixed_ratio_counts_as_python_rounds(patches: int, ratio: float) -> None:
+    assert sequential.count(5, of_ratio(patches, (ratio, ratio))) == round(ratio * patches)
+
+
+def test_a_tie_within_a_range_goes_to_the_even_count() -> None:
+    """A word's upper 24 bits place an image in its range: here at 0.5, 1.5, 2.5 and 3.5 of 4 patches."""
+    word = torch.tensor([rng.signed((2 * k + 1) << 61) for k in range(4)])
+    assert batched.counts(word, of_ratio(4, (0.0, 1.0))).tolist() == [0, 2, 2, 4]
+    assert batched.counts(word + 2**31, of_ratio(4, (0.0, 1.0), 0.5)).tolist() == [0, 0, 0, 0]
+    assert batched.counts(word + 2**31 - 1, of_ratio(4, (0.0, 1.0), 0.5)).tolist() == [0, 2, 2, 4]
+
+
+def test_a_range_is_uniform_and_p_is_a_share() -> None:
+    images = 100_000
+    mask = GroupMask(1, (0.4, 0.7), group_size=(1, 1), seed=0).sample((images, 1, 14, 14)).mask
+    seen = mask.flatten(1).sum(1).bincount(minlength=138)[78:138].double()
+    # round() of a uniform number over 78.4 to 137.2: whole cells but for the first (to 78.5) and the last (from 136.5).
+    expected = torch.ones(60, dtype=torch.float64)
+    expected[0], expected[-1] = 0.1, 0.7
+    expected *= images / expected.sum()
+    chi2 = ((seen - expected) ** 2 / expected).sum()
+    assert chi2 < 59 + 6 * math.sqrt(2 * 59)  # a fair draw fails about once in 10^6; the seed is fixed
+    corrupted = GroupMask(1, 0.5, p=0.3, seed=0).sample((images, 1, 2, 2)).mask.flatten(1).any(1)
+    assert abs(corrupted.double().mean().item() - 0.3) < 5 * math.sqrt(0.3 * 0.7 / images)
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.5, 0.7, 0.9, 1.0])
+@pytest.mark.parametrize(
+    ("grid", "size", "inside"),
+    [((14, 14), None, False), ((14, 14), None, True), ((14, 14), (1, 2), False), ((8, 8), (1, 2), True)],
+)
+def test_rectangles_do_not_run_out(grid: Sides, size: Sides | None, inside: bool, ratio: float) -> None:
+    what = Settings(grid, (ratio, ratio), size, inside, 1.0, (1.0,))
+    group = batched.draw(5, Samples((2000,), CPU), what).group
+    assert what.numbers().rectangles % shapes.WORD == 0
+    if ratio < 1:  # where all are hidden, none needs an order
+        assert group.max() < what.numbers().rectangles
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_the_worst_case_still_gives_the_exact_count_without_bias(inside: bool) -> None:
+    """63 rectangles of one or two patches cannot hide 90 % of 196: the rest is drawn by rank."""
+    images, what = 20_000, Settings((14, 14), (0.9, 0.9), (1, 2), inside, 1.0, (1.0,))
+    with with_few(what, 63):
+        drawn = batched.draw(0, Samples((images,), CPU), what)
+    assert (drawn.group.flatten(1).max(1).values >= 63).all()
+    assert (drawn.mask.flatten(1).sum(1) == 176).all()
+    if not inside:
+        often = drawn.mask.double().mean(0)
+        # 196 binomials of standard error 0.0021 around 0.898: five of them fail about once in 10^4; the seed is fixed.
+        assert (often - 176 / 196).abs().max() < 5 * math.sqrt(0.9 * 0.1 / images)
+
+
+def test_single_patches_are_a_plain_random_choice() -> None:
+    """Group size 1: every pair of patches is hidden together as often as chance has it, neighbours or not."""
+    images, count = 20_000, 18
+    mask = GroupMask(1, 0.5, group_size=(1, 1), seed=0).sample((images, 1, 6, 6)).mask
+    flat = mask.flatten(1).double()
+    assert (flat.sum(1) == count).all()
+    together = flat.T @ flat / images
+    expected = count * (count - 1) / (36 * 35)
+    off_diagonal = together[~torch.eye(36, dtype=torch.bool)]
+    # 630 pairs, five standard errors: fails about once in 3,000; the seed is fixed.
+    assert (off_diagonal - expected).abs().max() < 5 * math.sqrt(expected * (1 - expected) / images)
+
+
+def test_inside_starves_the_corners_and_uniform_does_not() -> None:
+    def often(placement: Any) -> Tensor:
+        return GroupMask(1, 0.5, placement=placement, seed=0).sample((4000, 1, 14, 14)).mask.double().mean(0)
+
+    inside, uniform = often("inside"), often("uniform")
+    assert inside.max() > 3 * inside.min()
+    assert inside.argmin() in (0, 13, 182, 195)
+    assert uniform.max() < 1.15 * uniform.min()
+
+
+def test_inside_groups_are_whole() -> None:
+    drawn = GroupMask(1, 0.1, group_size=(2, 3), placement="inside", seed=0).sample((500, 1, 9, 13))
+    first = drawn.group == 0  # nothing covers the first group, and it has at most 9 of the 12 patches: it is not cut
+    for axis, side in ((1, 13), (2, 9)):
+        assert set(first.any(axis).sum(1).tolist()) == {2, 3}
+        assert first.any(axis).any(0).sum() == side
+
+
+def test_group_range() -> None:
+    assert shapes.group_range(14, None) == (1, 4)
+    assert shapes.group_range(2, None) == (1, 1)
+    assert shapes.group_range(10, None) == (1, 3)
+    assert shapes.group_range(5, (2, 5)) == (2, 5)
+    with pytest.raises(ValueError, match="up to 6 patches"):
+        shapes.group_range(5, (2, 6))
+
+
+@pytest.mark.parametrize("group_size", [None, (1, 1)])
+@pytest.mark.parametrize("placement", ["uniform", "inside"])
+@pytest.mark.parametrize("p", [1, 0.7])
+def test_a_sample_is_the_same_alone_and_in_a_large_batch(
+    group_size: Any, placement: Any, p: float, backend: str
+) -> None:
+    corrupt = GroupMask(
+        16, (0.4, 0.7), {"noise": 1, "zeros": 2}, group_size=group_size, placement=placement, p=p, seed=5
+    )
+    index = torch.arange(300) * 7 - 1000
+    whole = corrupt.sample((300, 3, 224, 224), index=index)
+    for i in range(0, 300, 7):
+        one = corrupt.sample((3, 224, 224), index=int(index[i]))
+        for field in ("mask", "fill", "key", "group"):
+            assert torch.equal(getattr(one, field), getattr(whole, field)[i])
+        assert one.donor == -1
+
+
+def test_what_was_drawn_is_the_callers_own(backend: str) -> None:
+    """A plan may be changed, and what is drawn later does not change it."""
+    corrupt = GroupMask(16, seed=0)
+
+    def drawn() -> list[Tensor]:
+        return list(corrupt.sample((2, 3, 224, 224), index=torch.arange(2)))
+
+    first, again = drawn(), drawn()
+    before = [field.clone() for field in first]
+    for field in again:
+        field.zero_()
+    corrupt.sample((2, 3, 224, 224))
+    assert all(map(torch.equal, first, before))
+    assert all(map(torch.equal, drawn(), before))
+
+
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from gmml_aug.filling import triton_fill
+from gmml_aug.sampling import triton_draw
+
+def build(kernel, types, constants, warps):
+    names = kernel.arg_names
+    signature = {name: types.get(name, "constexpr") for name in names}
+    constants = {(names.index(name),): value for name, value in constants.items()}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
+
+longs = "fill_ptr donor_ptr key_ptr root_ptr sample_ptr share_ptr kind_ptr source_ptr".split()
+numbers = "sample batch least most low_height heights low_width widths rectangles pool".split()
+types = {**dict.fromkeys(longs, "*i64"), "group_ptr": "*i32", "mask_ptr": "*i1", "scale_ptr": "*fp32",
+         "cubic_ptr": "*i32", **dict.fromkeys(numbers, "i32"), **dict.fromkeys(["root", "start", "stop", "p"], "i64")}
+grid = dict(HEIGHT=14, WIDTH=14, SHARES=2, INSIDE=False, ROOT=True, SAMPLE=1, BLOCK=256)
+build(triton_draw._draw_kernel, types, grid, 1)
+patch = dict(ROWS=14, COLUMNS=14, HEIGHT=16, WIDTH=16, PIXELS=768, IMAGE=150528, PLANE=50176, LINE=224, PIXEL=1)
+steps = {f"{to}_{name}": patch[name] for to in ("OUT", "POOL") for name in ("IMAGE", "PLANE", "LINE", "PIXEL")}
+for kind in ("fp32", "fp16", "bf16", "u8"):
+    pixels = dict.fromkeys(["out_ptr", "image_ptr", "pool_ptr", "value_ptr"], "*" + kind)
+    for inplace in (False, True):
+        constants = dict(**patch, **steps, CHANNELS=3, INPLACE=inplace, SCALED=True,
+                         PER_WORD=8 if kind == "u8" else 4, BLOCK=1024)
+        build(triton_fill._write_kernel, types | pixels, constants, 4)
+print("built")
+"""
+
+
+def test_the_kernels_compile_for_a_gpu() -> None:
+    """The interpreter takes more than the compiler does; the compiler needs no GPU."""
+    pytest.importorskip("triton", minversion="3.3")
+    without = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", COMPILE], env=without, capture_output=True, text=True)
+    assert done.stdout.strip() == "built", done.stderr[-2000:]
