@@ -9,13 +9,14 @@ from types import ModuleType
 import torch
 
 from gmml_aug import Alien, Fill, Noise, Zeros, filling, sampling
+from gmml_aug.backends import Backend
 from gmml_aug.filling.fills import BUILT_IN
 
 # Every built-in fill, and what they do with arguments of their own.
 FILLS: list[Fill] = [*BUILT_IN.values(), Zeros(3), Zeros((1, 2, 3)), Noise(0.3, 1.7), Alien("group")]
 
 
-def _here(backends: tuple[sampling.Backend, ...]) -> dict[str, ModuleType]:
+def _here(backends: tuple[Backend, ...]) -> dict[str, ModuleType]:
     found = {}
     for backend in backends:
         if importlib.util.find_spec(backend.needs) is not None:

@@ -19,11 +19,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from gmml_aug import Alien, Fill, GroupMask, Masked, MaskPlan, Noise, Shuffle, Zeros, patch_to_pixel
+from gmml_aug import Alien, Fill, GroupMask, Masked, MaskPlan, Mean, Noise, Shuffle, Zeros, patch_to_pixel, rng
+from gmml_aug.filling.fills import BUILT_IN
+from gmml_aug.plan import Settings
+from gmml_aug.sampling import Samples, batched
 
 from . import processes
 
-FILLS: list[Any] = ["zeros", "noise", "alien", "shuffle", {"noise": 1, "alien": 1, "zeros": 2, "shuffle": 1}]
+FILLS: list[Any] = [*BUILT_IN, {"noise": 1, "alien": 1, "zeros": 2, "shuffle": 1}]
 FILLS += [Alien("group"), {"alien": 1, Alien("group"): 1}]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8]
 DEVICES = [
@@ -525,21 +528,22 @@ def test_asynchronous_gradients_of_the_compiled_transform(compiled: Any) -> None
 
 def test_asynchronous_nothing_that_is_drawn_is_read_back() -> None:
     """Off the CPU there is nothing to wait for: what runs there also runs on tensors that hold no values at all."""
-    from gmml_aug import plan, rng
-
     meta = torch.device("meta")
-    for group_size in ((1, 4, 1, 4), (1, 1, 1, 1)):
-        for seed in (0, None):
-            settings: tuple[Any, ...] = ((0.4, 0.7), group_size, False, 0.5, (1.0, 1.0))
-            drawn = plan._draw(torch.tensor(0), None, seed, None, 8, (14, 14), meta, *settings)
-            assert drawn[0].shape == (8, 14, 14)
     images = torch.empty(8, 3, 224, 224, device=meta)
-    kinds: tuple[Fill, ...] = (Zeros(), Zeros((1, 2, 3)), Noise(), Alien(), Shuffle())
-    fills = dict.fromkeys(kinds, 1)
-    assert GroupMask(16, fill=fills).apply(images, MaskPlan(*drawn)).images.shape == images.shape
+    kinds: tuple[Fill, ...] = (Zeros(), Zeros((1, 2, 3)), Noise(), Alien(), Shuffle(), Mean())
+    for group_size in (None, (1, 1)):
+        for seed in (0, None):
+            corrupt = GroupMask(16, (0.4, 0.7), dict.fromkeys(kinds, 1), group_size=group_size, p=0.5, seed=seed)
+            drawn = batched.draw(5, Samples((8,), meta), settings_of(corrupt))
+            assert drawn.mask.shape == (8, 14, 14)
+            assert corrupt.apply(images, drawn).images.shape == images.shape
     with pytest.raises(RuntimeError):
-        drawn[0].any().item()  # it would show
-    assert rng.words(drawn[3], 0, 5).shape == (8, 5)
+        drawn.mask.any().item()  # it would show
+    assert rng.words(drawn.key, 0, 5).shape == (8, 5)
+
+
+def settings_of(corrupt: GroupMask) -> Settings:
+    return Settings((14, 14), corrupt.ratio, corrupt.group_size, False, corrupt.p, corrupt.weights)
 
 
 def test_asynchronous_under_autocast() -> None:

@@ -23,7 +23,7 @@ class Seen(TorchDispatchMode):
     """Collect the operations that touch a tensor on the stand-in."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.names: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
