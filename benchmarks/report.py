@@ -20,7 +20,11 @@ import random
 import re
 import statistics
 import subprocess
+import sys
 import time
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +36,17 @@ from matplotlib.figure import Figure
 TURN, LONG = 0.005, 0.1  # seconds that a turn lasts at least; of a call that needs no untimed one before it
 TABLE, FEWEST = 30.0, 5  # seconds after which a table ends, and rounds that it has in any case
 MASKS = 20_000
-UNITS = {"masks": ("µs a mask", 1e6), "scaling": ("ns a patch", 1e9), "transform": ("ms", 1e3), "step": ("ms", 1e3)}
-BASELINES = {"transform": rows.CLONE, "step": rows.ALONE}
+UNITS = {
+    "masks": ("µs a mask", 1e6),
+    "scaling": ("ns a patch", 1e9),
+    "transform": ("ms", 1e3),
+    "busy": ("ms", 1e3),
+    "step": ("ms", 1e3),
+}
+BASELINES = {"transform": rows.CLONE, "busy": rows.CLONE, "step": rows.ALONE}
+# A process on each core, which ends when this one does.
+SPIN = "import os, sys\nwhile os.getppid() == int(sys.argv[1]): pass"
+PARTS = [*UNITS, "quality", "loader"]
 Result = dict[str, Any]
 
 
@@ -42,7 +55,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
     parser.add_argument("--rounds", type=int, default=30, help=f"or as many as fit in {TABLE:g} s for each table")
-    parser.add_argument("--only", choices=[*UNITS, "quality"], metavar="GROUP", help=", ".join([*UNITS, "quality"]))
+    parser.add_argument("--only", choices=PARTS, metavar="GROUP", help=", ".join(PARTS))
     parser.add_argument("--gmml", metavar="PATH", help="a checkout of github.com/Sara-Ahmed/GMML")
     parser.add_argument("--dinov2", metavar="PATH", help="a checkout of github.com/facebookresearch/dinov2")
     parser.add_argument("--output", type=Path, help="folder (a whole report: benchmarks/results, a part: none)")
@@ -53,6 +66,8 @@ def main() -> None:
     torch.manual_seed(0)
     random.seed(0)
 
+    # What is measured is the steady state; how a process gets there is measured by the part "loader".
+    os.environ.setdefault("GMML_AUG_BACKENDS", "triton,compiled,functions")
     machine = about_machine(args.device, args.threads)
     print("; ".join(f"{key}: {value}" for key, value in machine.items()))
     cases: dict[tuple[str, str], list[rows.Row]] = {}
@@ -62,15 +77,17 @@ def main() -> None:
     for (group, case), members in cases.items():
         if args.only in (None, group):
             torch.set_num_threads(members[0].threads or args.threads)
-            tables.append({"group": group, "case": case, "rows": measure(members, args.device, args.rounds)})
+            with busy_cores() if group == "busy" else nullcontext():
+                tables.append({"group": group, "case": case, "rows": measure(members, args.device, args.rounds)})
             print_table(tables[-1])
     torch.set_num_threads(args.threads)
     drawn = quality(cases["masks", "batch 256"]) if args.only in (None, "quality") else []
+    loaders = loader_starts(args.dinov2) if args.only in (None, "loader") and args.device == "cpu" else []
 
     if args.output is not None:
         args.output.mkdir(parents=True, exist_ok=True)
         slug = re.sub(r"\W+", "-", machine["machine"].lower()).strip("-")
-        report = {**machine, "tables": tables, "quality": drawn}
+        report = {**machine, "tables": tables, "quality": drawn, "loader": loaders}
         text = re.sub(r",\n +(?=[0-9])", ", ", json.dumps(report, indent=1, ensure_ascii=False))  # a list in one line
         (args.output / f"{slug}.json").write_text(text + "\n")
         title = f"{machine['machine']}, torch {machine['torch']}, {machine['date']}"
@@ -87,7 +104,7 @@ def about_machine(device: str, threads: int) -> dict[str, str]:
     if device == "cuda":
         machine = torch.cuda.get_device_name()
     about = {"machine": machine, "device": device, "python": platform.python_version()}
-    for package in ("torch", "torchvision", "kornia", "lightly", "timm", "triton"):
+    for package in ("torch", "torchvision", "kornia", "lightly", "timm", "triton", "numba"):
         try:
             about[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -102,6 +119,48 @@ def about_machine(device: str, threads: int) -> dict[str, str]:
     except (OSError, subprocess.CalledProcessError):
         about["commit"] = "unknown"
     return about
+
+
+@contextmanager
+def busy_cores() -> Iterator[None]:
+    """Keep every core busy with another process."""
+    command = [sys.executable, "-c", SPIN, str(os.getpid())]
+    others = [subprocess.Popen(command) for _ in range(os.cpu_count() or 1)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+def loader_starts(dinov2: str | None) -> list[Result]:
+    """Tell how soon two workers of a DataLoader give masks, in processes of their own: their start is what counts."""
+    results: list[Result] = []
+    lines = []
+    script = Path(__file__).parent / "loader.py"
+    for start in ("fork", "spawn"):
+        for how in ("gmml_aug", "gmml_aug, functions alone", "lightly random_block_mask", "DINOv2 MaskingGenerator"):
+            if how.startswith("DINOv2") and dinov2 is None:
+                continue
+            runs = []
+            for _ in range(3):
+                command = [sys.executable, str(script), "--how", how, "--start", start, "--dinov2", dinov2 or ""]
+                environment = {**os.environ, "GMML_AUG_BACKENDS": "functions" if "alone" in how else ""}
+                runs.append(json.loads(subprocess.check_output(command, env=environment, text=True)))
+            result = {"name": how, "start": start, **{key: [run[key] for run in runs] for key in runs[0]}}
+            results.append(result)
+            middle = {key: statistics.median(result[key]) for key in runs[0]}
+            lines.append([f"{how}, {start}", f"{middle['first_batch']:.2f}", f"{middle['images_per_second']:,.0f}"])
+            lines[-1].append(f"{middle['first_mask'] * 1e3:.1f}" if "first_mask" in middle else "")
+    head = [
+        "two workers, one mask a sample",
+        "s to the first batch",
+        "images/s after it",
+        "ms to a process's first mask",
+    ]
+    print_markdown("loader: batches of 64 masks of 14 x 14 patches (median of 3 runs)", head, lines)
+    return results
 
 
 def measure(members: list[rows.Row], device: str, rounds: int) -> list[Result]:
@@ -140,7 +199,28 @@ def measure(members: list[rows.Row], device: str, rounds: int) -> list[Result]:
             torch.cuda.reset_peak_memory_stats()
             call()
             result["extra_memory"] = torch.cuda.max_memory_allocated() - before
+        elif members[0].group == "transform" and settle:
+            result["extra_memory"] = extra_memory(call)
     return results
+
+
+def extra_memory(call: rows.Call) -> int:
+    """Return how many bytes torch and NumPy allocate at most, beyond what is there, while a call runs on the CPU."""
+    profiler: Any = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
+    tracemalloc.start()  # sees what NumPy allocates
+    try:
+        with profiler:
+            kept = call()
+        others = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    del kept
+    return peak + others
 
 
 def turn(call: rows.Call, repeats: int, device: str) -> float:

@@ -26,7 +26,7 @@ class Row(NamedTuple):
     """One line of a table.
 
     Attributes:
-        group: what is measured: masks, scaling, transform or step.
+        group: what is measured: masks, scaling, transform, busy or step.
         case: with which sizes. The rows of one group and case take turns.
         name: whose code, and with which arguments.
         build: returns what is timed. An error says why the row cannot run here.
@@ -51,6 +51,7 @@ def every(device: str, gmml: str | None = None, dinov2: str | None = None) -> li
         *(_generators(dinov2) if device == "cpu" else ()),  # in DataLoader workers, whatever trains
         *_scaling(device),
         *_transform(device, gmml),
+        *(_busy(device) if device == "cpu" else ()),
         *_step(device, gmml),
     ]
 
@@ -61,6 +62,18 @@ def _sampler(device: str, *shape: int, **options: Any) -> Callable[[], Tensor]:
         return lambda: corrupt.sample(shape).mask
     images = torch.empty((), device=device).expand(shape)  # tells the device, takes no memory
     return lambda: corrupt.sample(images).mask
+
+
+def _changing(device: str, *shape: int) -> Callable[[], Tensor]:
+    """Return what draws with another ratio at each call, as a schedule sets it."""
+    corrupt, ratios = GroupMask(peers.PATCH, 0.5, seed=0), itertools.cycle([0.3 + i / 160 for i in range(64)])
+    images = torch.empty((), device=device).expand(shape)
+
+    def draw() -> Tensor:
+        corrupt.ratio = next(ratios)
+        return corrupt.sample(shape if device == "cpu" else images).mask
+
+    return draw
 
 
 def _masks(device: str, gmml: str | None, dinov2: str | None) -> Iterator[Row]:
@@ -85,6 +98,8 @@ def _masks(device: str, gmml: str | None, dinov2: str | None) -> Iterator[Row]:
             against = (tokens,) if "group_size" in options else (blocks, *public)
             build = functools.partial(_sampler, device, *shape, **options)
             yield Row("masks", case, name, build, batch, against, threads)
+        build = functools.partial(_changing, device, *shape)
+        yield Row("masks", case, "gmml_aug, groups, another ratio each call", build, batch, (blocks,), threads)
         for name, make in theirs.items():
             if name != public[-1] or batch < MASK_BATCHES[-1]:  # 9 s a call, and no faster than with fewer
                 yield Row("masks", case, name, functools.partial(make, batch, device), batch, (), threads)
@@ -119,12 +134,22 @@ def _scaling(device: str) -> Iterator[Row]:
 
 
 @functools.cache
-def _images(device: str, dtype: torch.dtype, batch: int) -> Tensor:
-    return torch.randn(batch, 3, 224, 224, device=device, dtype=dtype)
+def _images(
+    device: str, dtype: torch.dtype, batch: int, layout: torch.memory_format = torch.contiguous_format
+) -> Tensor:
+    images = torch.randn(batch, 3, 224, 224, device=device).to(memory_format=layout)
+    return (images * 50 + 128).clamp(0, 255).to(dtype) if dtype == torch.uint8 else images.to(dtype)
 
 
-def _on_images(make: Callable[[Tensor], Call], inplace: bool, device: str, dtype: torch.dtype, batch: int) -> Call:
-    images = _images(device, dtype, batch)
+def _on_images(
+    make: Callable[[Tensor], Call],
+    inplace: bool,
+    device: str,
+    dtype: torch.dtype,
+    batch: int,
+    layout: torch.memory_format = torch.contiguous_format,
+) -> Call:
+    images = _images(device, dtype, batch, layout)
     return make(images.clone() if inplace else images)  # each call in place goes on with what the last one left
 
 
@@ -162,6 +187,7 @@ def _transform(device: str, gmml: str | None) -> Iterator[Row]:
         "alien by group": (Alien("group"), (kornia_patchmix, cutmix), ()),
         "shuffle": ("shuffle", (), ()),
         "noise or alien": ({"noise": 1, "alien": 1}, (), ()),
+        "mean": ("mean", (), ()),
     }
     lines: list[tuple[str, Callable[[Tensor], Call], bool, tuple[str, ...]]] = [(clone, theirs.pop(clone), False, ())]
     for name, (fill, *against) in fills.items():
@@ -172,10 +198,32 @@ def _transform(device: str, gmml: str | None) -> Iterator[Row]:
     lines += [(name, make, name == inplace_erasing, ()) for name, make in theirs.items()]
 
     batch, dtypes = (256, (torch.float32, torch.bfloat16)) if device == "cuda" else (64, (torch.float32,))
+    size = f"{batch} x 3 x 224 x 224"
     for dtype, (name, make, inplace, beside) in itertools.product(dtypes, lines):
-        case = f"{batch} x 3 x 224 x 224 {str(dtype).removeprefix('torch.')}"
         build = functools.partial(_on_images, make, inplace, device, dtype, batch)
-        yield Row("transform", case, name, build, against=beside)
+        yield Row("transform", f"{size} {str(dtype).removeprefix('torch.')}", name, build, against=beside)
+    if device == "cuda":
+        return
+    own = [line for line in lines if line[0] == clone or line[0].startswith("gmml_aug")]
+    for case, dtype, layout in (
+        ("float32, channels_last", torch.float32, torch.channels_last),
+        ("bfloat16", torch.bfloat16, torch.contiguous_format),
+        ("uint8", torch.uint8, torch.contiguous_format),
+    ):
+        for name, make, inplace, _ in own:
+            build = functools.partial(_on_images, make, inplace, device, dtype, batch, layout)
+            yield Row("transform", f"{size} {case}", name, build)
+
+
+def _busy(device: str) -> Iterator[Row]:
+    """The same calls while one process spins on each core: fewer rows, in one table with their clone()."""
+    case = "one more process on each core"
+    wanted = [f"gmml_aug, {fill}{place}" for fill in ("zeros", "noise", "alien") for place in ("", ", in place")]
+    for row in (*_masks(device, None, None), *_transform(device, None)):
+        masks = row.case == "batch 256" and row.name in ("gmml_aug, groups", "lightly random_block_mask")
+        images = row.case.endswith("224 float32") and row.name in (CLONE, *wanted)
+        if masks or images:
+            yield row._replace(group="busy", case=case, amount=1, against=())
 
 
 class _InMemory(Dataset[tuple[Tensor, ...]]):
