@@ -463,7 +463,12 @@ def test_asynchronous_compiled_equals_eager_and_does_not_recompile(compiled: Any
         torch.manual_seed(1)
         expected = eager(images)
         torch.manual_seed(1)
-        assert same(fast(images), expected)
+        out = fast(images)
+        if fill == "mean":  # a sum, whose last bit depends on who adds up
+            assert torch.equal(out.mask, expected.mask)
+            assert torch.allclose(out.images, expected.images)
+        else:
+            assert same(out, expected)
         assert counter.frame_count == (1 if batch == 8 and counter.frame_count == 1 else 2)
     assert module.counter == eager.counter
 
