@@ -151,7 +151,7 @@ class Merged(NamedTuple):
 
 
 def merged(operations: Sequence[Operation], images: Tensor, mask: Tensor, fill: Tensor) -> Merged:
-    """Return what each image is to have. What none of the operations needs is of no meaning."""
+    """Return what each image is to have. A field that no operation needs means nothing."""
     batch, channels = len(images), images.shape[-3]
 
     def pick(kinds: Sequence[int], shape: Sequence[int], otherwise: Tensor) -> Tensor:
