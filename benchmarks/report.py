@@ -251,7 +251,9 @@ def print_table(table: Result) -> None:
     measured = [row["name"] for row in table["rows"] if "skipped" not in row]
     head = [table["case"], unit, "middle half", {"masks": "masks/s", "scaling": "ms"}.get(group, f"times {baseline}")]
     memory = group == "transform" and any("extra_memory" in row for row in table["rows"])
-    head += ["extra memory, MiB"] * memory + ["times as fast as"] * any(row["against"] for row in table["rows"])
+    head += ["extra memory (torch's and NumPy's), MiB"] * memory + ["times as fast as"] * any(
+        row["against"] for row in table["rows"]
+    )
     lines = []
     for row in table["rows"]:
         if "skipped" in row:
