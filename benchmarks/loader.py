@@ -53,9 +53,8 @@ def main() -> None:
     parser.add_argument("--dinov2", default="")
     args = parser.parse_args()
     torch.manual_seed(0)
-    _drawer(
-        args.how, args.dinov2
-    )  # imports what a script imports at its top, so that forked workers have it; draws nothing
+    # What a script imports at its top, forked workers have already. Nothing is drawn yet.
+    _drawer(args.how, args.dinov2)
     loader = DataLoader(Masks(args.how, args.dinov2), BATCH, num_workers=2, multiprocessing_context=args.start)
     start = time.perf_counter()
     batches = iter(loader)
