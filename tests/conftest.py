@@ -3,6 +3,7 @@
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,10 +29,17 @@ def pytest_report_header() -> str:
 
 
 @pytest.fixture(params=["functions", "compiled,functions"])
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Run a test by the functions alone, and by the compiled loops where Numba is installed."""
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Run a test by the functions alone, and by the compiled loops where Numba is installed.
+
+    A backend that fails fails the test: it would only warn, and all later tests would compare functions with functions.
+    """
+    from gmml_aug import backends
+
     names: str = request.param
     if names != "functions":
         pytest.importorskip("numba")
     monkeypatch.setenv("GMML_AUG_BACKENDS", names)
-    return names
+    monkeypatch.setattr(backends, "_broken", set())
+    yield names
+    assert not backends._broken

@@ -125,12 +125,13 @@ def test_every_kind_of_operation_is_some_built_in_fills(kind: int) -> None:
 def test_an_unknown_operation_is_refused_before_anything_is_written(name: str) -> None:
     images = torch.rand(4, 3, 32, 32, device=DEVICES[name])
     drawn, before = GroupMask(8, 0.5, seed=0).sample(images), images.clone()
-    unknown = [operation.Operation(len(operation.KINDS), drawn.key)]
-    arguments = (images, images, drawn.mask, drawn.fill, unknown, None)
-    if WRITING[name].takes(*arguments):
-        with pytest.raises(ValueError, match="unknown operation"):
-            WRITING[name].write(*arguments)
-    assert torch.equal(images, before)
+    unknown, known = operation.Operation(len(operation.KINDS), drawn.key), operation.noise(drawn.key, 0, 1)
+    for operations in ([unknown], [known, unknown], [unknown, known]):
+        arguments = (images, images, drawn.mask, drawn.fill, operations, None)
+        if WRITING[name].takes(*arguments):
+            with pytest.raises(ValueError, match="unknown operation"):
+                WRITING[name].write(*arguments)
+        assert torch.equal(images, before)
 
 
 @pytest.mark.parametrize("fill", BUILT_IN)
@@ -154,6 +155,19 @@ def test_a_plan_of_another_batch_is_refused_before_anything_is_written(fill: Any
         with pytest.raises(ValueError, match="draw it by sample"):
             corrupt.apply(images, drawn._replace(donor=donor))
     assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("fill", EACH)
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_plan_of_slices_is_applied_as_its_copy_is(fill: Any, inplace: bool, backend: str) -> None:
+    corrupt = GroupMask(8, 0.5, fill, seed=1, inplace=inplace)
+    images = random_images((6, 3, 32, 48), torch.float32)
+    part = MaskPlan(*(field[::2] for field in corrupt.sample((12, 3, 32, 48))))
+    part = part._replace(donor=(torch.arange(12) + 1)[::2] % 6)
+    turned = part._replace(mask=part.mask.transpose(1, 2).contiguous().transpose(1, 2))
+    expected = corrupt.apply(images.clone(), MaskPlan(*(field.contiguous() for field in part))).images
+    for plan in (part, turned):
+        assert torch.equal(bits(corrupt.apply(images.clone(), plan).images), bits(expected))
 
 
 def test_a_plan_with_an_unknown_fill_leaves_that_image_as_it_is(backend: str) -> None:
@@ -197,6 +211,17 @@ def test_the_mean_of_bytes_is_rounded_and_that_of_nothing_is_0(backend: str) -> 
     out, mask = GroupMask(2, 0.5, Mean(), seed=0)(images)
     assert (out[patch_to_pixel(mask, 2)] == 2).all()  # of 1.75
     assert (GroupMask(2, 1.0, "mean")(images).images == 0).all()
+
+
+def test_no_gradient_reaches_what_the_mean_leaves_out() -> None:
+    corrupt, images = GroupMask(4, (0.1, 1.0), "mean", seed=2), torch.randn(16, 3, 32, 32)
+    plan = corrupt.sample(images)
+    hidden = patch_to_pixel(plan.mask, 4).expand(images.shape)
+    poisoned = torch.where(hidden, math.nan, images).requires_grad_()
+    corrupt.apply(poisoned, plan).images.square().sum().backward()
+    assert poisoned.grad is not None
+    assert (poisoned.grad[hidden] == 0).all()
+    assert poisoned.grad.isfinite().all()
 
 
 VIEWS: list[Any] = [

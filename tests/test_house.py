@@ -155,6 +155,33 @@ def test_a_backend_that_fails_is_left_out_with_one_warning(inplace: bool, monkey
         corrupt(images.clone())
 
 
+@pytest.mark.parametrize("error", [RuntimeError, MemoryError, torch.OutOfMemoryError])
+def test_a_draw_that_fails_counts_its_samples_once_and_memory_is_the_callers(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("numba")
+    from gmml_aug.sampling import compiled
+
+    def fail(*arguments: object) -> None:
+        raise error("no luck")
+
+    monkeypatch.setenv("GMML_AUG_BACKENDS", "functions")
+    wanted = GroupMask(4, 0.5, seed=0).sample((4, 3, 16, 16))
+    monkeypatch.setenv("GMML_AUG_BACKENDS", "compiled,functions")
+    monkeypatch.setattr(backends, "_broken", set())
+    monkeypatch.setattr(compiled, "draw", fail)
+    corrupt = GroupMask(4, 0.5, seed=0)
+    if error is RuntimeError:
+        with pytest.warns(UserWarning, match="no luck"):
+            assert all(map(torch.equal, corrupt.sample((4, 3, 16, 16)), wanted))
+        assert corrupt.counter == 4
+    else:
+        with pytest.raises(error):
+            corrupt.sample((4, 3, 16, 16))
+        assert not backends._broken
+        assert corrupt.counter == 0
+
+
 def test_compiled_loops_are_loaded_when_a_process_has_worked_long_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("numba")
     code = """
