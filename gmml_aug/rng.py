@@ -121,17 +121,19 @@ NORMAL_CUBICS = (
 )
 
 
-def _normal_levels() -> Tensor:
+@lru_cache(maxsize=1)
+def normal_levels() -> Tensor:
+    """Return the normal number of each 16-bit draw: ``(65536,)`` float32, the upper half of the draws below zero.
+
+    Nobody writes to it. It is not made at import: that would start torch's threads, for which a process that is forked
+    afterwards would wait without an end.
+    """
     draw = torch.arange(65536, dtype=torch.int32, device="cpu")
     bits = (2 * (draw & 0x7FFF) + 1).to(torch.float32).view(torch.int32)  # exact: exponent and fraction of v
     a0, a1, a2, a3 = torch.tensor(NORMAL_CUBICS, dtype=torch.int32, device="cpu")[(bits >> 23) - 127].unbind(1)
     t = (bits >> 8) & 0x7FFF
     size = a0 + ((a1 + ((a2 + (a3 * t >> 15)) * t >> 15)) * t >> 15)
     return torch.where(draw < 2**15, size, -size).to(torch.float32) * 2.0**-16
-
-
-# The normal number of each 16-bit draw: (65536,) float32, the upper half of the draws below zero.
-NORMAL_LEVELS = _normal_levels()
 
 
 def patch_keys(key: Tensor, place: Tensor, words: int) -> Tensor:
@@ -147,7 +149,7 @@ def normal(patch_key: Tensor, count: int) -> Tensor:
     """
     word = words(patch_key, NOISE_SLOT, -(-count // 4))
     draw = word.view(torch.uint16)[:, :count].to(torch.int32)
-    levels = NORMAL_LEVELS.to(patch_key.device, non_blocking=True)
+    levels = normal_levels().to(patch_key.device, non_blocking=True)
     return levels.index_select(0, draw.view(-1)).view(draw.shape)
 
 

@@ -95,6 +95,24 @@ print(sorted(new & {"numba", "triton", "torchvision", "kornia", "timm", "matplot
     assert run(code) == "[]"
 
 
+def test_a_process_may_be_forked_after_the_import() -> None:
+    """Importing starts no threads of torch's, which a forked process would wait for without an end."""
+    if not hasattr(os, "fork"):
+        pytest.skip("this platform cannot fork")
+    code = """
+import os, signal, torch
+import gmml_aug
+child = os.fork()
+if not child:
+    signal.alarm(30)  # ends it where it hangs
+    torch.set_num_threads(2)
+    torch.rand(10**6).mul(2)
+    os._exit(0)
+print(os.waitpid(child, 0)[1])
+"""
+    assert run(code, OMP_NUM_THREADS="2") == "0"
+
+
 DIGEST = """
 import hashlib, torch
 from gmml_aug import GroupMask

@@ -105,11 +105,11 @@ def test_noise_is_made_of_its_words_from_the_lowest_bits_on() -> None:
     data = [b"".join(word.to_bytes(8, "little") for word in row) for row in words]
     assert rng.uint8(torch.tensor(keys), 27).tolist() == [list(row[:27]) for row in data]
     draws = torch.tensor([[row[i] + 256 * row[i + 1] for i in range(0, 26, 2)] for row in data])
-    assert torch.equal(rng.normal(torch.tensor(keys), 13), rng.NORMAL_LEVELS[draws])
+    assert torch.equal(rng.normal(torch.tensor(keys), 13), rng.normal_levels()[draws])
 
 
 def test_the_normal_levels_are_the_normal_quantiles() -> None:
-    levels = rng.NORMAL_LEVELS
+    levels = rng.normal_levels()
     assert (levels.dtype, levels.shape) == (torch.float32, (65536,))
     value = levels.double()
     assert len(value.unique()) == 65536

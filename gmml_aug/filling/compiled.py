@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from ..native import compiled, share
-from ..rng import NOISE_SLOT, NORMAL_LEVELS, word
+from ..rng import NOISE_SLOT, normal_levels, word
 from .operation import CONSTANT, COPY, NOISE, POOL, Merged, Operation, merged, scale
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -214,7 +214,7 @@ def _tables(scales: tuple[tuple[float, float], ...], dtype: torch.dtype) -> byte
     if dtype == torch.uint8:
         levels = [torch.arange(256, dtype=dtype)]
     else:
-        levels = [scale(NORMAL_LEVELS, mean, std, dtype) for mean, std in scales or ((0, 1),)]
+        levels = [scale(normal_levels(), mean, std, dtype) for mean, std in scales or ((0, 1),)]
     return torch.stack(levels).view(torch.uint8).numpy().tobytes()
 
 
