@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..native import compiled, share
 from ..rng import NOISE_SLOT, normal_levels, word
-from .operation import CONSTANT, COPY, NOISE, POOL, Merged, Operation, merged, scale
+from .operation import CONSTANT, COPY, KINDS, NOISE, POOL, Merged, Operation, merged, scale
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _LEAST = 2**16  # bytes of pixels that are worth a thread of their own
@@ -53,7 +53,19 @@ def move(typing: Any, to: Any, origin: Any, at: Any, source: Any, length: Any) -
         ends = []
         for kind, array, place in zip(signature.args[:2], arguments[:2], arguments[2:4], strict=True):
             ends.append(builder.gep(context.make_array(kind)(context, builder, array).data, [place]))
-        cgutils.raw_memcpy(builder, *ends, arguments[4], to.dtype.bitwidth // 8)
+        size = to.dtype.bitwidth // 8
+        rest, done = builder.append_basic_block(), builder.append_basic_block()
+        switch = builder.switch(arguments[4], rest)
+        for length in (16, 32, 64):  # bytes
+            block = builder.append_basic_block()
+            switch.add_case(arguments[4].type(length // size), block)
+            builder.position_at_end(block)
+            cgutils.raw_memcpy(builder, *ends, arguments[4].type(length // size), size)
+            builder.branch(done)
+        builder.position_at_end(rest)
+        cgutils.raw_memcpy(builder, *ends, arguments[4], size)
+        builder.branch(done)
+        builder.position_at_end(done)
         return context.get_dummy_value()
 
     return types.void(to, origin, types.int64, types.int64, types.int64), build
@@ -61,14 +73,14 @@ def move(typing: Any, to: Any, origin: Any, at: Any, source: Any, length: Any) -
 
 def noise(to: Any, patch: int, key: int, table: Any, scratch: Any, lines: Any, n: Layout) -> None:
     """Write the noise of one patch, whose values are counted channel by channel."""
-    drawn, _, words, draws = scratch
+    drawn, words, draws = scratch
     width, pixels = n.line // n.interleaved, len(lines) * n.line
     number = (pixels + n.per_word - 1) // n.per_word
     first, at = NOISE_SLOT + patch % (n.rows * n.columns) * number, start(patch, n)
     for i in range(number):
         words[i] = word(key, first + i)
-    for i in range(pixels):
-        drawn[i] = table[draws[i]]  # the same memory, value by value
+    for i in range(pixels if n.per_word < 8 else 0):  # bytes are what was drawn: `drawn` is these words
+        drawn[i] = table[draws[i]]  # the words, draw by draw
     for i in range(len(lines)):
         if n.interleaved == 1:
             move(to, drawn, at + lines[i], i * width, width)
@@ -94,41 +106,30 @@ def write_bands(
     n: Layout,
 ) -> None:
     """Write some rows of images' patches; in place without copies of the batch, which were moved before."""
-    drawn, origin, _, _ = scratch
+    drawn = scratch[0]
     for band in range(begin, end):
         image, first = band // n.rows, band * n.columns
-        kind, band_start = m.kind[image], start(first, n)
-        copied = kind == POOL or (kind == COPY and not inplace)
-        for across in range(n.columns):  # where copies come from; what follows each other is moved in one go
-            if copied and hidden[first + across]:
-                origin[across] = start(m.source[first + across], n)
-        for i in range(len(lines)):
-            line, across = band_start + lines[i], 0
-            if kind == CONSTANT and i % n.height == 0:  # another plane
-                channel = i // n.height % n.channels
-                for c in range(n.interleaved):
-                    value = m.value[image, channel + c]
-                    for x in range(c, n.columns * n.line, n.interleaved):
-                        drawn[x] = value
-            while across < n.columns:
-                here, visible = across, kind < 0 or not hidden[first + across]
-                across += 1
-                while across < n.columns and (kind < 0 or not hidden[first + across]) == visible:
-                    if copied and not visible and origin[across] != origin[across - 1] + n.line:
-                        break
-                    across += 1
-                at, length = line + here * n.line, (across - here) * n.line
-                if visible:
-                    if not inplace:
-                        move(out, images, at, at, length)
-                elif copied:
-                    move(out, pool if kind == POOL else images, at, origin[here] + lines[i], length)
-                elif kind == CONSTANT:
-                    move(out, drawn, at, 0, length)
-        if kind == NOISE:
-            for patch in range(first, first + n.columns):
-                if hidden[patch]:
-                    noise(out, patch, m.key[image], tables[table[image]], scratch, lines, n)
+        kind, length = m.kind[image], n.height * n.columns * n.line
+        if not inplace:  # all of it at once, and the hidden again while it is in the cache
+            for plane in range(0, len(lines), n.height):
+                at = start(first, n) + lines[plane]
+                move(out, images, at, at, length)
+        for patch in range(first, first + n.columns):
+            if hidden[patch] and kind == NOISE:
+                noise(out, patch, m.key[image], tables[table[image]], scratch, lines, n)
+            elif hidden[patch] and (kind == POOL or (kind == COPY and not inplace)):
+                here, there = start(patch, n), start(m.source[patch], n)
+                for line in lines:
+                    move(out, pool if kind == POOL else images, here + line, there + line, n.line)
+            elif hidden[patch] and kind == CONSTANT:
+                here = start(patch, n)
+                for plane in range(0, len(lines), n.height):
+                    channel = plane // n.height % n.channels
+                    for c in range(n.interleaved):
+                        for x in range(c, n.line, n.interleaved):
+                            drawn[x] = m.value[image, channel + c]
+                    for i in range(plane, plane + n.height):
+                        move(out, drawn, here + lines[i], 0, n.line)
 
 
 def arrange(source: Any, copied: Any, readers: Any, to: Any, origin: Any) -> int:
@@ -198,7 +199,7 @@ def _loops(bits: torch.dtype) -> tuple[Any, Any, Any]:
     begin = compiled(start, i64(i64, layout))
     row, tables = (types.Array(pixel, dimensions, "C", readonly=True) for dimensions in (1, 2))
     draws = types.uint8 if bits == torch.uint8 else types.uint16
-    scratch = types.Tuple((pixels, longs, types.uint64[::1], draws[::1]))
+    scratch = types.Tuple((pixels, types.uint64[::1], draws[::1]))
     drawn = compiled(noise, void(pixels, i64, types.uint64, row, scratch, longs, layout), mixed, begin)
     each = types.NamedTuple((longs, pixel[:, ::1], longs, longs), Merged)
     arguments = (i64, i64, pixels, pixels, pixels, types.boolean[::1], each, longs, tables, longs, scratch, i64, layout)
@@ -230,7 +231,7 @@ def takes(
     """Tell whether the operations are known, and all images lie in memory without gaps, in the same order."""
     tensors = (images, out) if donors is None else (images, out, donors)
     last = torch.channels_last
-    known = all(operation.kind in (CONSTANT, NOISE, COPY, POOL) for operation in operations)
+    known = all(operation.kind in KINDS for operation in operations)
     return (
         known
         and images.itemsize in _BITS
@@ -286,8 +287,8 @@ def write(
     def some_bands(begin: int, end: int) -> None:
         words = np.empty(-(-pixels // n.per_word), np.uint64)
         draws = words.view(np.uint8 if n.per_word == 8 else np.uint16)
-        drawn = np.empty(max(pixels, columns * n.line), flat.dtype)
-        scratch = drawn, np.empty(columns, np.int64), words, draws
+        drawn = draws if n.per_word == 8 else np.empty(pixels, flat.dtype)
+        scratch = drawn, words, draws
         bands(begin, end, flat, target, pool, hidden, each, table.numpy(), tables, lines, scratch, inplace, n)
 
     share(batch * rows, max(1, _LEAST // (columns * pixels * images.itemsize)), some_bands)
