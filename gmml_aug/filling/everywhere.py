@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from .operation import Operation, values
+from .operation import COPY, KINDS, Operation, values
 
 
 def combined(images: Tensor, mask: Tensor, fill: Tensor, many: bool, each: Iterable[Tensor]) -> Tensor:
@@ -42,5 +42,17 @@ def write(
     images: Tensor, out: Tensor, mask: Tensor, fill: Tensor, operations: Sequence[Operation], donors: Tensor | None
 ) -> None:
     """Write the images into ``out``; see :mod:`gmml_aug.filling`."""
-    each = (values(operation, images, donors, mask.shape[1:]) for operation in operations)
-    out.copy_(combined(images, mask, fill, len(operations) > 1, each))
+    if images.device.type != "cpu" or any(one.kind not in KINDS for one in operations):
+        each = (values(operation, images, donors, mask.shape[1:]) for operation in operations)
+        out.copy_(combined(images, mask, fill, len(operations) > 1, each))
+        return
+    # Image after image with its own fill alone: what is made on the way then stays in the caches.
+    source = images.clone() if out is images and any(one.kind == COPY for one in operations) else images
+    for i, which in enumerate(fill.tolist()):
+        here, image = slice(i, i + 1), images[i : i + 1]
+        if 0 <= which < len(operations):
+            one = operations[which]
+            tensor = one.tensor if len(one.tensor) == 1 else one.tensor[here]
+            value = values(one._replace(tensor=tensor), source, donors, mask.shape[1:])
+            image = combined(image, mask[here], fill[here], False, [value])
+        out[here] = image

@@ -69,44 +69,38 @@ def unpacked(kinds: Sequence[int], scales: Sequence[float], tensors: Sequence[Te
     return [Operation(*each) for each in zip(kinds, tensors, scales[::2], scales[1::2], strict=True)]
 
 
-def cut(images: Tensor, grid: Sequence[int]) -> Tensor:
-    """Cut images into patches, those of all images after one another: ``(B * patches, ..., height, width)``."""
-    patches: Tensor = images.unflatten(-1, (grid[1], -1)).unflatten(-3, (grid[0], -1)).movedim((-4, -2), (1, 2))
-    return patches.flatten(0, 2)
-
-
-def joined(patches: Tensor, images: Tensor, grid: Sequence[int]) -> Tensor:
-    """Put patches together again, to the images' shape."""
-    whole: Tensor = patches.unflatten(0, (len(images), *grid)).movedim((1, 2), (-4, -2)).reshape(images.shape)
-    return whole
-
-
 def values(operation: Operation, images: Tensor, donors: Tensor | None, grid: Sequence[int]) -> Tensor:
     """Return a value for every pixel, as the operation would write it: the definition, by torch functions.
 
     Args:
-        operation: of a fill, for these images.
+        operation: of a fill, for these images or some of them.
         images: ``(B, C, H, W)`` or ``(B, T, C, H, W)``.
         donors: ``(N, ...)`` like the images, or None.
         grid: (height, width) in patches.
 
     Returns:
-        A tensor of the images' dtype and device that broadcasts to their shape.
+        A tensor of the images' dtype and device that broadcasts to the shape of the images that the operation is for.
     """
     tensor = operation.tensor.to(images.device, non_blocking=True)
     if operation.kind == CONSTANT:
         return tensor.view(len(tensor), *(1,) * (images.ndim - 4), -1, 1, 1)
+    shape = (len(tensor), *images.shape[1:])
     if operation.kind == NOISE:
         inner = (*images.shape[1:-2], images.shape[-2] // grid[0], images.shape[-1] // grid[1])
         key = operation.tensor  # where it is: not every device draws numbers
         drawn: Tensor = torch.ops.gmml_aug.noise(key, grid[0] * grid[1], math.prod(inner), images.dtype)
         scaled = scale(drawn.to(images.device, non_blocking=True), operation.mean, operation.std, images.dtype)
-        return joined(scaled.view(-1, *inner), images, grid)
-    if operation.kind not in (COPY, POOL):
+        patches = scaled.view(len(tensor), *grid, *inner)
+    elif operation.kind in (COPY, POOL):
+        origin = images if operation.kind == COPY else donors
+        assert origin is not None, "an operation on a pool comes with donors"
+        cut = origin.unflatten(-1, (grid[1], -1)).unflatten(-3, (grid[0], -1)).movedim((-4, -2), (1, 2))
+        image, place = tensor // (grid[0] * grid[1]), tensor % (grid[0] * grid[1])
+        patches = cut[image, place // grid[1], place % grid[1]]
+    else:
         raise ValueError(f"unknown operation {operation.kind}")
-    origin = images if operation.kind == COPY else donors
-    assert origin is not None, "an operation on a pool comes with donors"
-    return joined(cut(origin, grid).index_select(0, tensor.flatten()), images, grid)
+    joined: Tensor = patches.movedim((1, 2), (-4, -2)).reshape(shape)
+    return joined
 
 
 def scale(drawn: Tensor, mean: float, std: float, dtype: torch.dtype) -> Tensor:
