@@ -35,15 +35,18 @@ def group_range(side: int, group_size: tuple[int, int] | None) -> tuple[int, int
 
 def _coverage(side: int, sizes: tuple[int, int], inside: bool) -> Tensor:
     """Return the probability that one group's extent covers each place of one axis: ``(side,)`` float64."""
-    place = torch.arange(side, device="cpu")
-    total = torch.zeros(side, dtype=torch.float64, device="cpu")
-    for size in range(sizes[0], sizes[1] + 1):
-        if inside:
-            starts = side - size + 1
-            total += (place.clamp(max=side - size) - (place - size + 1).clamp(min=0) + 1) / starts
-        else:
-            total += size / (side + size - 1)
-    return total / (sizes[1] - sizes[0] + 1)
+    size = torch.arange(sizes[0], sizes[1] + 1, dtype=torch.float64, device="cpu")
+    if not inside:
+        return (size / (side + size - 1)).mean().expand(side)
+    # A group of this size covers a place from as many starts as its size, the places on either side and the starts
+    # allow, whichever is fewest; each start is as likely. Sums over the sizes, by where the fewest changes.
+    starts = side - size + 1
+    fewest = torch.minimum(size, starts).long()
+    limited = torch.bincount(fewest, fewest / starts, minlength=side + 1).cumsum(0)
+    free = (1 / starts).sum() - torch.bincount(fewest, 1 / starts, minlength=side + 1).cumsum(0)
+    near = torch.arange(1, side + 1, device="cpu")
+    near = torch.minimum(near, near.flip(0))
+    return (limited + torch.arange(side + 1, device="cpu") * free)[near] / len(size)
 
 
 @lru_cache(maxsize=4096)

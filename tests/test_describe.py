@@ -66,6 +66,18 @@ def test_a_component_that_winds_through_the_whole_grid() -> None:
     assert describe(mask).sizes.tolist() == sizes_by_scipy(mask) == [int(mask.sum())]
 
 
+@pytest.mark.parametrize("side", [64, 225])
+def test_long_and_winding_components(side: int) -> None:
+    """Ways of tens of thousands of patches, where one step a round would take minutes."""
+    snake = torch.ones(side, side) > 0
+    snake[1::4, :-1] = False
+    snake[3::4, 1:] = False
+    noise = torch.rand(side, side, generator=torch.Generator().manual_seed(0)) < 0.59  # near the percolation threshold
+    figures = describe(torch.stack([snake, snake.T, noise]))
+    for i, mask in enumerate((snake, snake.T, noise)):
+        assert figures.sizes[i][: figures.components[i]].tolist() == sizes_by_scipy(mask)
+
+
 @pytest.mark.parametrize("group_size", [None, (1, 1), (3, 5)])
 def test_masks_of_group_mask(group_size: tuple[int, int] | None) -> None:
     masks = GroupMask(16, 0.5, group_size=group_size, seed=0).sample((4000, 3, 224, 224)).mask
