@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,8 @@ def _one_or_pair(numbers: list[float]) -> float | tuple[float, ...]:
 
 
 def _shortened(name: str, most: int) -> str:
-    """Leave out the middle of a long file name: both of its ends tell files apart."""
+    """Leave out the middle of a long file name: both of its ends tell files apart. And what no terminal can show."""
+    name = os.fsencode(name).decode("utf-8", "replace")
     return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-most // 2 :]}"
 
 

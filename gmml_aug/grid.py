@@ -46,6 +46,14 @@ def as_patch_size(patch_size: int | tuple[int, int]) -> tuple[int, int]:
     return int(pair[0]), int(pair[1])
 
 
+def _check_tensor(mask: object) -> None:
+    if not isinstance(mask, Tensor):
+        raise TypeError(
+            f"a patch mask is a tensor; got {type(mask).__module__}.{type(mask).__qualname__}; convert it, by "
+            "torch.from_numpy(array) or torch.stack(masks)"
+        )
+
+
 def patch_to_pixel(mask: Tensor, patch_size: int | tuple[int, int]) -> Tensor:
     """Spread a patch mask over its pixels.
 
@@ -60,6 +68,7 @@ def patch_to_pixel(mask: Tensor, patch_size: int | tuple[int, int]) -> Tensor:
         TypeError, ValueError: ``patch_size`` is not a positive int or a pair of them, or the mask has other dimensions.
     """
     height, width = as_patch_size(patch_size)
+    _check_tensor(mask)
     if mask.ndim not in (2, 3):
         raise ValueError(f"a patch mask is (B, gh, gw) or (gh, gw); got {tuple(mask.shape)}")
     rows, columns = mask.shape[-2:]
@@ -82,6 +91,7 @@ def masked_indices(mask: Tensor, num_prefix_tokens: int = 0) -> Tensor:
         TypeError: the mask is not bool, or the number of prefix tokens no int.
         ValueError: the mask has other dimensions, the images differ in their count, or the number is negative.
     """
+    _check_tensor(mask)
     if mask.dtype != torch.bool:
         raise TypeError(f"a patch mask is bool, True = hidden; got {mask.dtype}")
     if mask.ndim != 3:
@@ -116,6 +126,7 @@ def keep_indices(mask: Tensor, num_prefix_tokens: int = 0) -> Tensor:
     Raises:
         TypeError, ValueError: as :func:`masked_indices`.
     """
+    _check_tensor(mask)
     patches = masked_indices(mask.logical_not() if mask.dtype == torch.bool else mask, num_prefix_tokens)
     prefix = torch.arange(num_prefix_tokens, device=mask.device).expand(len(mask), -1)
     return torch.cat([prefix, patches], dim=1) if num_prefix_tokens else patches

@@ -1,5 +1,8 @@
 """Patches, pixels and tokens."""
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -70,3 +73,12 @@ def test_grid_size_names_the_nearest_sizes() -> None:
         grid_size(64, 3, (16, 16))
     with pytest.raises(ValueError, match="height is 0 pixels"):
         grid_size(0, 16, (16, 16))
+
+
+@pytest.mark.parametrize("function", [masked_indices, keep_indices, lambda mask: patch_to_pixel(mask, 8)])
+def test_masks_that_are_no_tensors_are_refused_with_their_conversion(function: Any) -> None:
+    mask = np.zeros((2, 4, 4), dtype=bool)
+    with pytest.raises(TypeError, match=r"got numpy.ndarray; convert it, by torch.from_numpy"):
+        function(mask)
+    with pytest.raises(TypeError, match=r"got builtins.list"):
+        function([torch.from_numpy(one) for one in mask])

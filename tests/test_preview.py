@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -236,3 +237,16 @@ def test_what_is_not_installed_is_named(
     error = refused(capsys, "red.png")
     assert f"preview needs {library}" in error
     assert "pip install matplotlib" in error
+
+
+def test_a_file_name_that_is_not_utf8_is_shown_with_a_mark() -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    try:
+        Image.new("RGB", (60, 44), "red").save(name)
+    except OSError:
+        pytest.skip("this file system refuses such names")
+    command = [sys.executable, "-m", "gmml_aug", "preview", name, *SMALL]
+    out = subprocess.run(
+        command, capture_output=True, check=True, env={**os.environ, "PYTHONIOENCODING": "utf-8"}
+    ).stdout
+    assert "caf\N{REPLACEMENT CHARACTER}.png" in out.decode()
