@@ -114,6 +114,13 @@ def as_batch(images: object) -> tuple[Tensor, bool]:
     ):
         raise TypeError(f"GroupMask takes images; got a tv_tensors.{type(images).__name__}, which is none")
     batch = plain(images)
+    if hasattr(batch, "to_local"):
+        raise TypeError(
+            "GroupMask takes plain tensors; got a DTensor; give it images.to_local(), and shard by the batch"
+        )
+    if batch.is_nested or batch.is_quantized or batch.layout != torch.strided:
+        kind = "nested" if batch.is_nested else "quantised" if batch.is_quantized else str(batch.layout)
+        raise TypeError(f"GroupMask takes dense tensors of one size; got a {kind} one; convert it, by to_dense() or so")
     if batch.dtype not in _DTYPES:
         raise TypeError(
             f"images are {', '.join(str(d).removeprefix('torch.') for d in _DTYPES)}; got {batch.dtype}; they come "
@@ -152,10 +159,16 @@ def check_plan(plan: MaskPlan, images: Tensor, batch: Tensor, grid: tuple[int, i
 def as_index(index: Tensor | int, batch: Sequence[int]) -> Tensor:
     """Return the samples' numbers as ``(B,)`` int64, of a batch (B,) or () for one image."""
     if is_int(index):
+        if not -(2**63) <= int(index) < 2**63:
+            raise ValueError(f"index is a number of 64 bits with a sign; got {index!r:.60}; count from 0")
         index = torch.tensor(int(index), device="cpu")
     if not isinstance(index, Tensor) or index.dtype != torch.int64:
         got = index.dtype if isinstance(index, Tensor) else type(index).__name__
         raise TypeError(f"index is an int64 tensor of the samples' numbers, or an int for one image; got {got}")
+    if torch._C._functorch.is_batchedtensor(index):
+        raise ValueError("index cannot be mapped by vmap; draw before it: plan = corrupt.sample(images, index=index)")
+    if index.is_meta:
+        raise ValueError("index is on the meta device, so it has no numbers; give the samples' numbers on a real one")
     wanted = tuple(batch) or (1,)
     if index.shape != wanted and not (not batch and index.ndim == 0):
         raise ValueError(f"index has one number for each sample, shape {wanted}; got {tuple(index.shape)}")
@@ -166,6 +179,8 @@ def check_writable(images: Tensor) -> None:
     """Refuse images that cannot be written to in place."""
     if images.requires_grad and images.is_leaf and torch.is_grad_enabled():
         raise ValueError("inplace=True cannot write into a leaf that requires gradients; use inplace=False")
+    if torch.compiler.is_compiling():
+        return  # no order of symbolic strides; torch itself refuses to write into memory that is shared
     reach = 1
     for stride, side in sorted((s, n) for s, n in zip(images.stride(), images.shape, strict=True) if n > 1):
         if stride < reach:
@@ -196,9 +211,16 @@ def as_share(name: str, value: object) -> float:
     """Return a number in [0, 1]."""
     if type(value) is not float and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
         raise TypeError(f"{name} is a number in [0, 1]; got {value!r}")
-    if not 0 <= float(value) <= 1:
-        raise ValueError(f"{name} is in [0, 1]; got {value!r}")
+    if not 0 <= value <= 1:  # type: ignore[operator]
+        raise ValueError(f"{name} is in [0, 1]; got {value!r:.60}")
     return float(value)
+
+
+def as_flag(name: str, value: object) -> bool:
+    """Return True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is True or False; got {value!r}")
+    return value
 
 
 def as_ratio(ratio: object) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .filling.fills import Alien, Fill
 from .grid import is_int
-from .plan import MaskPlan
+from .plan import MaskPlan, fitted
 
 
 def mix_labels(labels: Tensor, owner: Tensor, num_classes: int) -> Tensor:
@@ -26,8 +26,8 @@ def mix_labels(labels: Tensor, owner: Tensor, num_classes: int) -> Tensor:
         ``(B, num_classes)`` float32 on the labels' device: the share of each class; a row adds up to 1.
 
     Raises:
-        TypeError, ValueError: something has the wrong dtype or shape, or is on another device.
-        RuntimeError: a label is not below ``num_classes``; torch says so, on an accelerator some time later.
+        TypeError, ValueError: something has the wrong dtype or shape, or is on another device; or a label is not one of
+            ``num_classes`` (on an accelerator torch says so, some time later).
 
     Example:
         >>> corrupt = GroupMask(16, ratio=(0.1, 0.5), fill="alien")
@@ -54,6 +54,12 @@ def mix_labels(labels: Tensor, owner: Tensor, num_classes: int) -> Tensor:
         raise ValueError(f"num_classes is an int of at least 1; got {num_classes!r}")
     if labels.device != owner.device:
         raise ValueError(f"labels are on {labels.device} and owner on {owner.device}; move one to the other")
+    if labels.device.type == "cpu" and bool(((labels < 0) | (labels >= num_classes)).any()):
+        wrong = int(labels[(labels < 0) | (labels >= num_classes)][0])
+        raise ValueError(
+            f"labels are classes from 0 to {num_classes - 1}; got {wrong}; leave out images without a label, which "
+            "other functions are told to ignore by -100"
+        )
     shown = labels[owner.flatten(1)]
     patches = torch.zeros(len(labels), num_classes, dtype=torch.int64, device=labels.device)
     return patches.scatter_add_(1, shown, torch.ones_like(shown)).to(torch.float32) / shown.shape[1]
@@ -65,6 +71,7 @@ def owners(plan: MaskPlan, fills: Sequence[Fill]) -> Tensor:
         raise TypeError(f"owner takes a MaskPlan, as sample(images) draws it; got {type(plan).__name__}")
     if plan.mask.ndim != 3:
         raise ValueError("a plan of one image has no other image to show; draw it for a batch (B, C, H, W)")
+    plan = fitted(plan, len(fills))
     owner = torch.arange(len(plan.mask), device=plan.mask.device)[:, None, None].expand(plan.mask.shape)
     for i, fill in enumerate(fills):
         if isinstance(fill, Alien):

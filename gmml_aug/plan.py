@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,14 +17,16 @@ _MOST_CELLS = 2**27  # int64 cells (1 GiB) that the bit sets of one image may ta
 class MaskPlan(NamedTuple):
     """What :meth:`GroupMask.sample` drew. Applied twice it gives the same result, to whatever images it is applied.
 
-    For one image ``(C, H, W)`` every field lacks the dimension B.
+    For one image ``(C, H, W)`` every field lacks the dimension B. Plans may be put together and cut apart, field by
+    field: ``torch.utils.data.default_collate`` makes one plan of the plans of single images. An image whose donor is
+    then no other image of its batch gets one that is drawn anew, from its key, when the plan is applied.
 
     Attributes:
         mask: ``(B, gh, gw)`` bool, True = hidden.
         fill: ``(B,)`` int64, the place of each image's fill in ``GroupMask.fills``.
-        donor: ``(B,)`` int64, the image of the batch that alien patches come from: never the image itself; -1 in a
-            batch of one. Where :meth:`GroupMask.apply` is given ``donors``, :meth:`pool_donor` tells instead, and that
-            is what a fill finds here.
+        donor: ``(B,)`` int64, the image of the batch that alien patches come from: never the image itself; -1 where
+            there is no other. Where :meth:`GroupMask.apply` is given ``donors``, :meth:`pool_donor` tells instead, and
+            that is what a fill finds here.
         key: ``(B,)`` int64, from which noise, shuffled places, donors of a pool and of groups are drawn.
         group: ``(B, gh, gw)`` int32, the number of the group that hides each patch; -1 = visible. Groups are numbered
             in the order in which they were drawn; one that lies under earlier ones hides nothing, so numbers may skip.
@@ -58,9 +60,47 @@ class MaskPlan(NamedTuple):
         draw = rng.halves(word)[1]
         if pool is not None:
             return rng.below(draw, pool).to(self.key.device)
-        batch = 1 if key.ndim == 0 else len(key)
+        batch = 1 if key.ndim == 0 else key.shape[0]
         own = torch.arange(batch, device=draw.device).view(*key.shape, 1, 1)
         return rng.another(own, draw, batch).to(self.key.device)
+
+
+def fitted(plan: MaskPlan, fills: int) -> MaskPlan:
+    """Return a plan for the batch that it has now, and where it can be worked with.
+
+    Args:
+        plan: of a batch or of one image.
+        fills: how many there are to choose from; one takes the place of whatever the plan was drawn for.
+
+    Raises:
+        ValueError: the plan was drawn for more fills. On an accelerator, which is not waited for, an assertion fails.
+    """
+    plan = MaskPlan(*map(rng.at_hand, plan))
+    if fills == 1:
+        plan = plan._replace(fill=torch.zeros_like(plan.fill))
+    fill, donor, key = (each.reshape(-1) for each in (plan.fill, plan.donor, plan.key))
+    donor = torch.ops.gmml_aug.fitted(fill, donor, key, fills)
+    return plan._replace(donor=donor.reshape(plan.donor.shape))
+
+
+def _fitted(fill: Tensor, donor: Tensor, key: Tensor, fills: int) -> Tensor:
+    known = (fill >= 0) & (fill < fills)
+    if fill.device.type == "cpu" and not known.all():
+        raise ValueError(
+            f"this plan was drawn for at least {int(fill.max()) + 1} fills, and this GroupMask has {fills}: some "
+            "images would not be filled; apply it by a GroupMask with the fills of the one that drew it"
+        )
+    if fill.device.type == "cuda":
+        torch._assert_async(known.all(), f"a plan was drawn for more fills than the {fills} of this GroupMask")
+    own = torch.arange(fill.shape[0], device=fill.device)
+    other = (donor >= 0) & (donor < fill.shape[0]) & (donor != own)
+    draw = rng.halves(rng.words(key, rng.FILL_SLOT, 1)[:, 0])[1]
+    return torch.where(other, donor, rng.another(own, draw, fill.shape[0]))
+
+
+torch.library.define("gmml_aug::fitted", "(Tensor fill, Tensor donor, Tensor key, int fills) -> Tensor")
+torch.library.impl("gmml_aug::fitted", "default", _fitted)
+torch.library.register_fake("gmml_aug::fitted", lambda fill, donor, key, fills: torch.empty_like(donor))
 
 
 class Numbers(NamedTuple):
@@ -100,11 +140,6 @@ class Settings(NamedTuple):
     p: float
     weights: tuple[float, ...]
 
-    @classmethod
-    def of(cls, *fields: Any) -> Settings:
-        """Return the settings of fields whose pairs are lists, as torch's operators give them."""
-        return cls._make(tuple(field) if isinstance(field, list) else field for field in fields)
-
     def numbers(self) -> Numbers:
         """Return what follows, computed once for the same settings.
 
@@ -116,10 +151,6 @@ class Settings(NamedTuple):
     def shares(self) -> tuple[int, ...]:
         """Return where, in units of 2^-32, each fill after the first begins."""
         return _shares(self.weights)
-
-
-# The fields of Settings as torch's operators take them.
-SETTINGS_SCHEMA = "SymInt[] grid, float[] ratio, int[]? group_size, bool inside, float p, float[] weights"
 
 
 @lru_cache(maxsize=256)

@@ -1,4 +1,4 @@
-"""Which stream of a seed a process draws from, so that workers and ranks do not repeat each other."""
+"""Which stream of a seed a process draws from, so that workers, ranks and forks do not repeat each other."""
 
 from __future__ import annotations
 
@@ -14,16 +14,24 @@ def group_rank() -> int | None:
     return None
 
 
-def stream(home_rank: int | None) -> int:
-    """Return the stream of this process: 0 in a single process, and another in every worker of every rank.
+def stream(process: int, home_rank: int) -> int:
+    """Return the stream of this process: 0 in a single one, and another in every worker of every rank.
 
-    A DataLoader worker that was spawned has no process group; what was pickled with the transform tells it
-    (``home_rank``). Before a process group is there, the launcher's environment does.
+    Args:
+        process: the one in which the transform was made, copied or unpickled.
+        home_rank: the rank that pickled it, -1 if it has none. A DataLoader's worker that was spawned has no process
+            group, and this alone tells it.
+
+    Raises:
+        ValueError: ``RANK``, which a launcher sets before there is a process group, is no number.
     """
-    rank = group_rank()
-    if rank is None:
+    worker, rank, here = torch.utils.data.get_worker_info(), group_rank(), process == os.getpid()
+    fork = 0 if here or rank is not None or worker is not None else 2**31 | os.getpid() % 2**31
+    if rank is None and worker is not None and here and home_rank >= 0:
         rank = home_rank
     if rank is None:
-        rank = int(os.environ.get("RANK") or 0)
-    worker = torch.utils.data.get_worker_info()
-    return rank << 32 | (0 if worker is None else worker.id + 1)
+        text = os.environ.get("RANK") or "0"
+        if not text.isdecimal():
+            raise ValueError(f"RANK in the environment is this process's rank, a number from 0; got {text!r}; unset it")
+        rank = int(text)
+    return rank << 32 | (fork if worker is None else worker.id + 1)

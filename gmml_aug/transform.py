@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, overload
 
@@ -14,9 +15,9 @@ from .filling import write
 from .filling.fills import Fill, weighted
 from .grid import as_patch_size, is_int
 from .labels import owners
-from .plan import MaskPlan, Settings
+from .plan import MaskPlan, fitted
 from .rng import ARITHMETIC
-from .sampling import drawn
+from .sampling import Call, drawn
 from .streams import group_rank
 
 _CPU = torch.device("cpu")
@@ -87,16 +88,15 @@ class GroupMask(nn.Module):
     ) -> None:
         super().__init__()
         self.patch_size = as_patch_size(patch_size)
-        self.ratio = ratio
+        self._share(inputs.as_ratio(ratio), inputs.as_share("p", p))
         self.fills, self.weights = weighted(fill)
         self.group_size = inputs.as_group_size(group_size)
         if placement not in ("uniform", "inside"):
             raise ValueError(f"placement is 'uniform' or 'inside'; got {placement!r}")
         self.placement = placement
-        self.p = inputs.as_share("p", p)
         self.seed = inputs.as_seed(seed)
-        self.inplace = inplace
-        self._home_rank: int | None = None
+        self.inplace = inputs.as_flag("inplace", inplace)
+        self._home = os.getpid(), -1
         # With no seed nothing depends on the counter, so it stays out of checkpoints.
         self.register_buffer("counter", _counter(0, "cpu"), persistent=seed is not None)
 
@@ -108,7 +108,23 @@ class GroupMask(nn.Module):
 
     @ratio.setter
     def ratio(self, ratio: float | tuple[float, float]) -> None:
-        self.__dict__["_ratio"] = inputs.as_ratio(ratio)  # Module's own way costs a fifth of drawing a mask
+        self._share(inputs.as_ratio(ratio), self.p)
+
+    @property
+    def p(self) -> float:
+        """The probability that an image is corrupted. It may be set too."""
+        p: float = self.__dict__["_p"]
+        return p
+
+    @p.setter
+    def p(self, p: float) -> None:
+        self._share(self.ratio, inputs.as_share("p", p))
+
+    def _share(self, ratio: tuple[float, float], p: float) -> None:
+        with torch.inference_mode(False):
+            # torch.compile compiles anew for each number that it sees, but not for what is in a tensor.
+            shares = torch.tensor([*ratio, p], dtype=torch.float64, device="cpu")
+        self.__dict__.update(_ratio=ratio, _p=p, _shares=shares)
 
     @overload
     def forward(self, images: Tensor, *, index: Tensor | int | None = None, donors: Tensor | None = None) -> Masked: ...
@@ -196,10 +212,8 @@ class GroupMask(nn.Module):
         batch, single = inputs.as_batch(images)
         grid = inputs.checked_grid(batch.shape, self.patch_size, None)
         inputs.check_plan(plan, images, batch, grid, single)
-        if len(self.fills) == 1:  # whatever fills the plan was drawn for
-            plan = plan._replace(fill=torch.zeros_like(plan.fill))
         self._check(images, batch, grid, donors)
-        return self._write(images, plan, donors)
+        return self._write(images, fitted(plan, len(self.fills)), donors)
 
     def owner(self, plan: MaskPlan) -> Tensor:
         """Return which image of the batch each patch shows once the plan is applied; see :func:`mix_labels`.
@@ -224,19 +238,34 @@ class GroupMask(nn.Module):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        # What is pickled here may be unpickled in a DataLoader worker, which cannot ask for its rank. The counter goes
-        # as a number: as a tensor, all these processes would share its memory and count for each other.
+        # What is pickled here may be unpickled in a DataLoader worker, which cannot ask for its rank. The counter
+        # goes as a number: as a tensor, all these processes would share its memory. So do the shares.
+        counter, rank = self.counter, group_rank()
         return {
             **self.__dict__,
             "_buffers": {**self._buffers, "counter": None},
-            "_counted": (int(self.counter), self.counter.device),
-            "_home_rank": self._home_rank if (rank := group_rank()) is None else rank,
+            "_counted": (0 if counter.is_meta else int(counter), counter.device),
+            "_shares": None,
+            "_home": (-1, -1 if rank is None else rank),
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        number, device = self.__dict__.pop("_counted")
-        self.counter = _counter(number, device)
+        self.counter = _counter(*self.__dict__.pop("_counted"))
+        self._share(self.ratio, self.p)
+        self._home = os.getpid(), self._home[1]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GroupMask:
+        before = self.counter
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.counter.dtype != torch.int64:  # a cast of the whole module, after which it would stick
+            self.counter = before.to(self.counter.device)
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        if isinstance(counter := state_dict.get(f"{prefix}counter"), Tensor):
+            state_dict = {**state_dict, f"{prefix}counter": counter.to(torch.int64)}
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     def _within(self, sample: Any, index: Tensor | int | None, donors: Tensor | None) -> Any:
         """Corrupt the images of a sample, all by one plan."""
@@ -275,11 +304,20 @@ class GroupMask(nn.Module):
                 "this GroupMask is on the meta device; move it by .to_empty() and load its state, or build it anew"
             )
         named = None if index is None else inputs.as_index(index, batch)
-        grid, inside = self._grid(shape), self.placement == "inside"
-        settings = Settings(grid, self.__dict__["_ratio"], self.group_size, inside, self.p, self.weights)
+        if named is not None and self.seed is None:
+            raise ValueError(
+                "index= names samples of a seed's stream, and this GroupMask has seed=None; give it an int"
+            )
+        if "_is_replica" in self.__dict__ and named is None and self.seed is not None:
+            raise ValueError(
+                "DataParallel copies the counter to each of its replicas, which would all draw the same masks; use "
+                "DistributedDataParallel, seed=None or index=, or corrupt the batch before it is scattered"
+            )
         # Devices that lack the arithmetic have their plans drawn on the CPU.
-        where = device if device.type in ARITHMETIC else _CPU
-        return drawn(counter, named, self.seed, self._home_rank, batch, where, settings)
+        where, inside = device if device.type in ARITHMETIC else _CPU, self.placement == "inside"
+        shares: Tensor = self.__dict__["_shares"]  # Module's own way costs a tenth of drawing a mask
+        asked = self._grid(shape), shares, self.group_size, inside, self.weights
+        return drawn(Call(counter, named, self.seed, self._home, batch, where, *asked))
 
     def _write(self, images: Tensor, plan: MaskPlan, donors: Tensor | None) -> Masked:
         mask = plan.mask.to(images.device, non_blocking=True)

@@ -145,16 +145,15 @@ def test_the_registry_is_what_users_are_offered(fill: str, capsys: pytest.Captur
     assert fill in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("fill", ["alien", Alien("group")])
 @pytest.mark.parametrize("inplace", [False, True])
-def test_a_plan_of_another_batch_is_refused_before_anything_is_written(fill: Any, inplace: bool, backend: str) -> None:
-    corrupt = GroupMask(4, 0.5, "alien", seed=4, inplace=inplace)
+def test_donors_that_are_not_in_the_batch_are_drawn_anew(inplace: bool, backend: str) -> None:
+    corrupt = GroupMask(4, 1.0, "alien", seed=4, inplace=inplace)
     images = torch.randn(4, 3, 8, 8)
-    before, drawn = images.clone(), corrupt.sample(images)
-    for donor in (torch.tensor([3, 2, 1, 4]), torch.tensor([-1, 2, 1, 0])):
-        with pytest.raises(ValueError, match="draw it by sample"):
-            corrupt.apply(images, drawn._replace(donor=donor))
-    assert torch.equal(images, before)
+    drawn = corrupt.sample(images)
+    for donor in (torch.tensor([3, 2, 1, 4]), torch.tensor([-1, 2, 1, 0]), torch.tensor([1, 1, 2, 2])):
+        fits = (donor >= 0) & (donor < 4) & (donor != torch.arange(4))
+        out = corrupt.apply(images.clone(), drawn._replace(donor=donor)).images
+        assert torch.equal(out, images[torch.where(fits, donor, drawn.donor)])
 
 
 @pytest.mark.parametrize("fill", EACH)
@@ -170,13 +169,17 @@ def test_a_plan_of_slices_is_applied_as_its_copy_is(fill: Any, inplace: bool, ba
         assert torch.equal(bits(corrupt.apply(images.clone(), plan).images), bits(expected))
 
 
-def test_a_plan_with_an_unknown_fill_leaves_that_image_as_it_is(backend: str) -> None:
+def test_a_plan_of_more_fills_is_refused_before_anything_is_written(backend: str) -> None:
     images = torch.randn(4, 3, 8, 8)
-    corrupt = GroupMask(4, 0.5, {"noise": 1, "zeros": 1}, seed=4)
-    drawn = corrupt.sample(images)._replace(fill=torch.tensor([0, 5, 1, -1]))
-    out = corrupt.apply(images, drawn).images
-    assert torch.equal(out[[1, 3]], images[[1, 3]])
-    assert not torch.equal(out[0], images[0])
+    corrupt = GroupMask(4, 0.5, {"noise": 1, "zeros": 1}, seed=4, inplace=True)
+    before, drawn = images.clone(), GroupMask(4, 0.5, {"noise": 1, "zeros": 1, "mean": 98}, seed=4).sample(images)
+    for plan in (drawn, drawn._replace(fill=torch.tensor([0, -1, 1, 1]))):
+        with pytest.raises(ValueError, match="fills of the one that drew it"):
+            corrupt.apply(images, plan)
+        with pytest.raises(ValueError, match="has 2"):
+            corrupt.owner(plan)
+    assert torch.equal(images, before)
+    assert torch.equal(GroupMask(4, 0.5, "zeros").apply(images, drawn).mask, drawn.mask)  # one fill takes any plan
 
 
 @pytest.mark.parametrize("inplace", [False, True])

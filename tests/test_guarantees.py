@@ -7,6 +7,9 @@ import math
 import multiprocessing
 import os
 import pickle
+import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -259,6 +262,34 @@ def test_untouched_what_was_hidden_does_not_leak(fill: str, bad: float) -> None:
     assert (poisoned.grad[hidden] == 0).all()
 
 
+@pytest.mark.parametrize("names", SETTINGS)
+def test_untouched_noise_of_doubles_is_of_doubles(names: str) -> None:
+    images = torch.zeros(8, 1, 32, 32, dtype=torch.float64)
+    with run_by(names):
+        far = GroupMask(8, 1.0, Noise(1e9, 1), seed=0)(images).images
+        wide = GroupMask(8, 1.0, Noise(0, 1e38), seed=0)(images).images
+        drawn = GroupMask(8, 1.0, Noise(), seed=0)(images).images
+    assert torch.allclose(far - 1e9, drawn, atol=1e-6)
+    assert torch.allclose(wide / 1e38, drawn)
+
+
+@pytest.mark.parametrize("fill", FILLS)
+def test_untouched_mapped_over_batches(fill: Any) -> None:
+    """Vmap draws once for all that it maps over, whether the transform writes in place or not."""
+    images = images_of((3, 4, 3, 32, 32))
+    plan = GroupMask(8, 0.5, fill, seed=0).sample(images[0])
+    for inplace in (False, True):
+        corrupt = GroupMask(8, 0.5, fill, seed=0, inplace=inplace)
+        out, mask = torch.func.vmap(corrupt)(images.clone())
+        assert torch.equal(mask, plan.mask.expand(3, -1, -1, -1))
+        for mapped, batch in zip(out, images, strict=True):
+            assert torch.allclose(mapped, corrupt.apply(batch.clone(), plan).images)
+        with pytest.raises(ValueError, match="index cannot be mapped"):
+            torch.func.vmap(lambda batch, index, by=corrupt: by(batch, index=index))(
+                images, torch.arange(12).view(3, 4)
+            )
+
+
 def test_untouched_alien_does_not_leak_its_own_hidden_pixels() -> None:
     corrupt = GroupMask(4, 0.5, "alien", seed=2)
     images, donors = images_of((8, 3, 32, 32)), images_of((5, 3, 32, 32), seed=1)
@@ -445,9 +476,10 @@ def test_reproducible_workers_do_not_repeat_each_other(start: str, seed: int | N
         assert torch.equal(drawn(processes.Masks(corrupt)), in_workers)
     if start == "fork":
         assert repeats(torch.cat([drawn(processes.Stream(corrupt)), here])) == 0
+    if start == "fork" and seed is not None:
         by_index = drawn(processes.Masks(corrupt, use_index=True))
         expected = corrupt(torch.zeros(32, 1, 16, 16), index=torch.arange(32)).mask
-        assert torch.equal(by_index, expected) == (seed is not None)
+        assert torch.equal(by_index, expected)
 
 
 def test_reproducible_ranks_do_not_repeat_each_other(tmp_path: Path) -> None:
@@ -458,6 +490,78 @@ def test_reproducible_ranks_do_not_repeat_each_other(tmp_path: Path) -> None:
     (here, worker, index), (other, other_worker, other_index) = (torch.load(tmp_path / f"{r}.pt") for r in range(2))
     assert repeats(torch.cat([here, worker, other, other_worker])) == 0
     assert torch.equal(index, other_index)
+
+
+@pytest.mark.parametrize("names", SETTINGS)
+def test_reproducible_threads_do_not_repeat_each_other(names: str) -> None:
+    corrupt, masks = GroupMask(1, 0.5, seed=0), []
+
+    def draw() -> None:
+        for _ in range(200):
+            masks.append(corrupt(torch.zeros(1, 16, 16)).mask)
+
+    with run_by(names):
+        threads = [threading.Thread(target=draw) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert corrupt.counter == len(masks) == 1600
+    assert repeats(torch.stack(masks)) == 0
+
+
+def test_reproducible_forks_do_not_repeat_each_other() -> None:
+    if "fork" not in multiprocessing.get_all_start_methods():
+        pytest.skip("this platform cannot fork processes")
+    code = """
+import multiprocessing, os, time, torch
+from gmml_aug import GroupMask
+torch.set_num_threads(1)
+corrupt = GroupMask(1, 0.5, seed=0)
+def draw(_):
+    time.sleep(0.02)
+    return os.getpid(), [corrupt(torch.zeros(1, 16, 16)).mask.flatten().tolist() for _ in range(4)]
+here = draw(0)
+with multiprocessing.get_context("fork").Pool(3) as pool:
+    drawn = [here, *pool.map(draw, range(12), 1)]
+assert len({process for process, _ in drawn}) >= 3
+assert len({tuple(mask) for _, masks in drawn for mask in masks}) == 52
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_reproducible_a_transform_leaves_the_rank_that_pickled_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        corrupt = GroupMask(1, 0.5, seed=0)
+        copies = [pickle.dumps(corrupt), pickle.dumps(deepcopy(corrupt))]
+    finally:
+        torch.distributed.destroy_process_group()
+    masks = []
+    for rank in range(3):
+        monkeypatch.setenv("RANK", str(rank))
+        drawn = [pickle.loads(copy)(torch.zeros(8, 1, 16, 16)).mask for copy in copies]
+        assert torch.equal(*drawn)
+        masks.append(drawn[0])
+    assert repeats(torch.cat(masks)) == 0
+    monkeypatch.setenv("RANK", "abc")
+    with pytest.raises(ValueError, match=r"RANK.*'abc'"):
+        GroupMask(1, seed=0)(torch.zeros(8, 1, 16, 16))
+
+
+@pytest.mark.parametrize("cast", ["half", "double", "bfloat16"])
+def test_reproducible_the_counter_stays_a_whole_number(cast: str) -> None:
+    corrupt = GroupMask(1, 0.5, seed=0)
+    corrupt.counter.fill_(10**6 + 1)
+    expected = deepcopy(corrupt).sample((4, 1, 16, 16)).mask
+    for module in (getattr(deepcopy(corrupt), cast)(), deepcopy(corrupt).type(torch.float16)):
+        assert module.counter == 10**6 + 1
+        assert torch.equal(module.sample((4, 1, 16, 16)).mask, expected)
+    loaded = GroupMask(1, 0.5, seed=0)
+    loaded.load_state_dict({"counter": torch.tensor(10**6 + 1.0)}, assign=True)
+    assert torch.equal(loaded.sample((4, 1, 16, 16)).mask, expected)
 
 
 def test_reproducible_the_launchers_rank_counts_before_the_process_group(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -535,6 +639,53 @@ def test_asynchronous_compiled_plans_equal_eager_ones(compiled: Any) -> None:
         assert all(torch.equal(a, b) for a, b in zip(plan, expected, strict=True))
 
 
+def test_asynchronous_a_ratio_may_change_from_call_to_call(compiled: Any) -> None:
+    eager, module = (GroupMask(4, fill={"noise": 1, "alien": 1}, seed=0) for _ in range(2))
+    fast, counter = compiled(module)
+    images = images_of((8, 3, 32, 32))
+    for step in range(12):
+        for corrupt in (eager, module):
+            corrupt.ratio, corrupt.p = (0.1 + step / 40, 0.5 + step / 40), 1 - step / 20
+        assert same(fast(images), eager(images))
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("fill", FILLS)
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_asynchronous_all_sizes_take_one_compilation_more(fill: Any, inplace: bool, dynamic: bool | None) -> None:
+    from torch._dynamo.testing import CompileCounter
+
+    torch.compiler.reset()
+    counter: Any = CompileCounter()
+    eager, module = (GroupMask(4, 0.5, fill, seed=0, inplace=inplace) for _ in range(2))
+    fast = torch.compile(module, fullgraph=True, dynamic=dynamic, backend=counter)
+    for step in range(1, 15):
+        images = images_of((4, 3, 16 + 4 * step, 20 + 8 * step), seed=step)
+        assert torch.allclose(fast(images.clone()).images, eager(images.clone()).images)
+    assert counter.frame_count == (2 if dynamic is None else 1)
+
+
+@pytest.mark.parametrize("fill", FILLS)
+@pytest.mark.parametrize("strict", [False, True])
+def test_asynchronous_exported_for_any_batch(fill: Any, strict: bool) -> None:
+    class Corrupt(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.corrupt = GroupMask(8, 0.5, fill, seed=0)
+
+        def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+            return tuple(self.corrupt(images))
+
+    sizes = ({0: torch.export.Dim("batch", min=2, max=64)},)
+    program = torch.export.export(Corrupt(), (images_of((4, 3, 32, 32)),), dynamic_shapes=sizes, strict=strict).module()
+    eager = Corrupt()
+    for batch in (4, 7, 4):
+        images = images_of((batch, 3, 32, 32), seed=batch)
+        for got, expected in zip(program(images), eager(images), strict=True):
+            assert torch.allclose(got, expected)
+
+
 @pytest.mark.parametrize("seed", [0, None])
 def test_asynchronous_two_views_in_one_graph_differ(compiled: Any, seed: int | None) -> None:
     class Views(torch.nn.Module):
@@ -548,8 +699,9 @@ def test_asynchronous_two_views_in_one_graph_differ(compiled: Any, seed: int | N
     fast, _ = compiled(Views())
     first, second = fast(images_of((8, 3, 32, 32)))
     assert not torch.equal(first, second)
-    first, second = fast(images_of((8, 3, 32, 32)), torch.arange(8))
-    assert torch.equal(first, second) == (seed is not None)  # a seed and an index say it all
+    if seed is not None:
+        first, second = fast(images_of((8, 3, 32, 32)), torch.arange(8))
+        assert torch.equal(first, second)  # a seed and an index say it all
 
 
 def test_asynchronous_gradients_of_the_compiled_transform(compiled: Any) -> None:

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from gmml_aug import Alien, GroupMask, mix_labels
 
@@ -78,6 +77,6 @@ def test_no_value_is_read_back(fill: Any) -> None:
 
 
 def test_a_class_beyond_the_last_is_refused() -> None:
-    labels: Tensor = torch.tensor([0, 1, 2, 3])
-    with pytest.raises((RuntimeError, IndexError)):
-        mix_labels(labels, OWNER + 3, num_classes=3)
+    for wrong in (3, -100):
+        with pytest.raises(ValueError, match=f"from 0 to 2; got {wrong}; leave out"):
+            mix_labels(torch.tensor([0, 1, 2, wrong]), OWNER, num_classes=3)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
+from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
-from gmml_aug import Alien, GroupMask, Masked, MaskPlan, Noise, Zeros
+from gmml_aug import Alien, GroupMask, Masked, MaskPlan, Noise, Zeros, mix_labels
 
 
 def test_the_call_of_the_readme() -> None:
@@ -172,6 +176,18 @@ def test_on_the_meta_device_it_does_not_draw_garbage() -> None:
         corrupt.to("meta")(torch.zeros(2, 3, 32, 32))
 
 
+@pytest.mark.parametrize("seed", [0, None])
+def test_on_the_meta_device_it_is_copied_and_saved(seed: int | None) -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(GroupMask(8, 0.5, seed=seed), nn.Linear(2, 2)).to("meta")
+    for copy in (deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert copy.state_dict().keys() == model.state_dict().keys()
+        assert copy[0].counter.is_meta
+    real = model.to_empty(device="cpu")
+    real.load_state_dict(nn.Sequential(GroupMask(8, seed=seed), nn.Linear(2, 2)).state_dict())
+    assert real[0](IMAGES).mask.sum() == 32
+
+
 @pytest.mark.parametrize("seed", [-(2**63), -1, 0, 2**63, 2**64 - 1, np.int64(7)])
 def test_any_64_bit_seed(seed: int) -> None:
     masks = [GroupMask(1, 0.5, seed=seed).sample((1, 16, 16)).mask for _ in range(2)]
@@ -203,6 +219,11 @@ def test_any_64_bit_seed(seed: int) -> None:
         ({"seed": 1.0}, TypeError, "int"),
         ({"seed": 2**64}, ValueError, "64 bits"),
         ({"seed": True}, TypeError, "int"),
+        ({"inplace": "False"}, TypeError, "True or False; got 'False'"),
+        ({"inplace": 1}, TypeError, "True or False"),
+        ({"ratio": 10**400}, ValueError, r"in \[0, 1\]; got 1000"),
+        ({"p": "0.5"}, TypeError, "number"),
+        ({"fill": {"noise": 10**400}}, ValueError, "range of floats"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments: dict[str, Any], error: type[Exception], words: str) -> None:
@@ -230,6 +251,7 @@ IMAGES = torch.zeros(4, 3, 32, 32)
         (IMAGES, {"index": torch.arange(4).int()}, TypeError, "int64"),
         (IMAGES, {"index": 1}, ValueError, r"shape \(4,\)"),
         (IMAGES, {"index": [0, 1, 2, 3]}, TypeError, "list"),
+        (IMAGES, {"index": torch.arange(4, device="meta")}, ValueError, "meta device"),
         (IMAGES, {"donors": torch.zeros(4, 3, 32, 24)}, ValueError, r"\(N, 3, 32, 32\).*got \(4, 3, 32, 24\)"),
         (IMAGES, {"donors": torch.zeros(3, 32, 32)}, ValueError, r"got \(3, 32, 32\)"),
         (IMAGES, {"donors": torch.zeros(0, 3, 32, 32)}, ValueError, "at least 1"),
@@ -252,6 +274,49 @@ def test_wrong_input_is_refused_untouched(
         corrupt(images, **more)
     assert before is None or torch.equal(images, before)
     assert corrupt.counter == 0
+
+
+def test_an_index_without_a_seed_or_beyond_64_bits_is_refused() -> None:
+    with pytest.raises(ValueError, match="has seed=None; give it an int"):
+        GroupMask(8)(IMAGES, index=torch.arange(4))
+    with pytest.raises(ValueError, match=r"64 bits.*got 9223372036854775808"):
+        GroupMask(8, seed=0)(IMAGES[0], index=2**63)
+
+
+@pytest.mark.parametrize(
+    ("images", "kind"),
+    [
+        (IMAGES.to_sparse(), "torch.sparse_coo"),
+        (torch.nested.nested_tensor([IMAGES[0], IMAGES[1]]), "nested"),
+        (torch.quantize_per_tensor(IMAGES, 0.1, 0, torch.quint8), "quantised"),
+    ],
+)
+def test_tensors_that_are_not_dense_are_refused(images: Tensor, kind: str) -> None:
+    for call in (GroupMask(8), GroupMask(8).sample):
+        with pytest.raises(TypeError, match=f"got a {kind} one"):
+            call(images)
+
+
+def test_a_dtensor_is_refused(tmp_path: Path) -> None:
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import distribute_tensor
+
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        images = distribute_tensor(IMAGES, DeviceMesh("cpu", [0]))
+        with pytest.raises(TypeError, match="to_local"):
+            GroupMask(8)(images)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_replicas_of_data_parallel_are_refused_where_they_would_repeat_each_other() -> None:
+    modules: list[Any] = [GroupMask(8, seed=seed) for seed in (0, None)]
+    replicas = [module._replicate_for_data_parallel() for module in modules]
+    with pytest.raises(ValueError, match="DistributedDataParallel"):
+        replicas[0](IMAGES)
+    assert replicas[0](IMAGES, index=torch.arange(4)).mask.any()
+    assert replicas[1](IMAGES).mask.any()
 
 
 def test_a_pil_image_is_refused_with_its_conversion() -> None:
@@ -279,6 +344,21 @@ def test_plans_that_do_not_fit_are_refused() -> None:
         corrupt.apply(images[:1], corrupt.sample(images[:1]))
     assert isinstance(plan, MaskPlan)
     assert plan._fields == ("mask", "fill", "donor", "key", "group")
+
+
+def test_plans_of_single_images_make_a_plan_of_a_batch() -> None:
+    images = torch.arange(1.0, 9).view(8, 1, 1, 1).expand(8, 1, 16, 16)
+    corrupt = GroupMask(4, 1.0, {"alien": 1, Alien("group"): 1}, seed=3)
+    plan = default_collate([corrupt.sample((1, 16, 16), index=i) for i in range(8)])
+    assert (plan.donor == -1).all()
+    shown = corrupt.apply(images, plan).images[:, 0, ::4, ::4]
+    assert torch.equal(shown, corrupt(images, index=torch.arange(8)).images[:, 0, ::4, ::4])  # as if drawn for a batch
+    assert torch.equal(shown, corrupt.owner(plan) + 1.0)
+    assert (mix_labels(torch.arange(8), corrupt.owner(plan), 8).diag() == 0).all()
+    part = MaskPlan(*(field[2:5] for field in plan))
+    cut = corrupt.apply(images[2:5], part).images
+    assert (cut != images[2:5]).all()
+    assert set(cut.unique().tolist()) <= {3.0, 4.0, 5.0}
 
 
 def test_groups_too_many_to_draw_are_refused() -> None:

@@ -20,7 +20,7 @@ from ..plan import MaskPlan
 from ..rng import at_hand
 from .everywhere import combined
 from .fills import BuiltIn, Fill, is_built_in
-from .operation import OPERATIONS_SCHEMA, check_sources, packed, unpacked
+from .operation import OPERATIONS_SCHEMA, packed, unpacked
 
 _LARGE = 2**22  # bytes, from which on NumPy asks for large pages
 
@@ -54,6 +54,8 @@ def write(images: Tensor, plan: MaskPlan, fills: Sequence[Fill], donors: Tensor 
         traced = (
             traced or transformed() or any(t.is_neg() or forward_ad.unpack_dual(t).tangent is not None for t in tensors)
         )
+        if traced and plan.mask.is_inference():  # drawn where autograd may keep nothing for a backward pass
+            plan = MaskPlan(*(field.clone() for field in plan))
     if not traced and all(map(is_built_in, fills)):
         operations = [fill.operation(images, plan, donors) for fill in fills if isinstance(fill, BuiltIn)]
         arguments = (images, plan.mask, plan.fill, donors, *packed(operations))
@@ -65,7 +67,7 @@ def write(images: Tensor, plan: MaskPlan, fills: Sequence[Fill], donors: Tensor 
     # Some fills' backward passes need what they read, so it must not be written over.
     source = images.clone() if inplace and traced else images
     if donors is not None:
-        plan = plan._replace(donor=plan.pool_donor(len(donors)))
+        plan = plan._replace(donor=plan.pool_donor(donors.shape[0]))
     each = _values(source, plan, fills, donors)
     out = combined(source, plan.mask, plan.fill, len(fills) > 1, each)
     return images.copy_(out) if inplace else out
@@ -110,9 +112,7 @@ def _write_into(images: Tensor, out: Tensor, mask: Tensor, fill: Tensor, donors:
         return
     if out is images and donors is not None and share_memory(images, donors):
         donors = donors.clone()
-    operations = unpacked(*asked)
-    check_sources(operations, mask, fill, donors)
-    run(BACKENDS, "write", images.device, images, out, mask, fill, operations, donors)
+    run(BACKENDS, "write", images.device, images, out, mask, fill, unpacked(*asked), donors)
 
 
 def _empty_like(images: Tensor) -> Tensor:

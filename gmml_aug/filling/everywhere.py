@@ -23,7 +23,7 @@ def combined(images: Tensor, mask: Tensor, fill: Tensor, many: bool, each: Itera
     mask, fill = (t.to(images.device, non_blocking=True) for t in (mask, fill))
     rows, columns = mask.shape[1:]
     spread = mask[:, :, None, :, None].expand(-1, -1, images.shape[-2] // rows, -1, images.shape[-1] // columns)
-    hidden = spread.reshape(len(images), *(1,) * (images.ndim - 3), *images.shape[-2:])
+    hidden = spread.reshape(images.shape[0], *(1,) * (images.ndim - 3), *images.shape[-2:])
     out = images
     for i, value in enumerate(each):
         here = hidden & (fill == i).view(-1, *(1,) * (images.ndim - 1)) if many else hidden

@@ -70,6 +70,17 @@ class BuiltIn:
         return values(self.operation(images, plan, pool), images, pool, plan.mask.shape[1:])
 
 
+def _check_number(rule: str, given: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{rule}; got {given}")
+    try:
+        finite = math.isfinite(value)
+    except OverflowError:  # a whole number beyond the range of floats
+        finite = False
+    if not finite:
+        raise ValueError(f"{rule}; finite, in the range of floats; got {given}")
+
+
 def _check_range(images: Tensor, fill: object, largest: float) -> None:
     if images.is_floating_point() and largest > torch.finfo(images.dtype).max:
         raise ValueError(f"{fill} has values beyond the range of {images.dtype}, the images' dtype")
@@ -96,10 +107,7 @@ class Zeros(BuiltIn):
         if not self.channels():
             raise ValueError("Zeros takes a number or one per channel; got an empty sequence")
         for number in self.channels():
-            if isinstance(number, bool) or not isinstance(number, numbers.Real):
-                raise TypeError(f"Zeros takes a number or one per channel; got value={value!r}")
-            if not math.isfinite(number):
-                raise ValueError(f"Zeros takes finite numbers; got value={value!r}")
+            _check_number("Zeros takes a number or one per channel", f"value={value!r:.60}", number)
 
     def channels(self) -> tuple[float, ...]:
         """Return the value of each channel, or one for all."""
@@ -117,9 +125,8 @@ class Zeros(BuiltIn):
 
     def operation(self, images: Tensor, plan: MaskPlan, donors: Tensor | None) -> Operation:
         # Each number reaches the device as a kernel's argument: a tensor made from a list would wait for a copy.
-        if len(set(map(repr, self.channels()))) == 1:  # -0.0 is another number
-            return constant(images.new_full((1, 1), self.channels()[0]).expand(1, images.shape[-3]))
-        return constant(torch.cat([images.new_full((1, 1), number) for number in self.channels()], 1))
+        channels = [images.new_full((1, 1), number) for number in self.channels()]
+        return constant(torch.cat(channels, 1).expand(1, images.shape[-3]))
 
 
 @dataclass(frozen=True)
@@ -142,10 +149,7 @@ class Noise(BuiltIn):
 
     def __post_init__(self) -> None:
         for name, number in (("mean", self.mean), ("std", self.std)):
-            if isinstance(number, bool) or not isinstance(number, numbers.Real):
-                raise TypeError(f"Noise takes numbers; got {name}={number!r}")
-            if not math.isfinite(number):
-                raise ValueError(f"Noise takes finite numbers; got {name}={number!r}")
+            _check_number("Noise takes finite numbers", f"{name}={number!r:.60}", number)
         if self.std <= 0:
             raise ValueError(f"Noise takes a positive std; got {self.std!r}; for a constant use Zeros(value=...)")
 
@@ -180,7 +184,7 @@ class Alien(BuiltIn):
             raise ValueError(f"Alien takes its donors per 'image' or per 'group'; got per={self.per!r}")
 
     def check(self, images: Tensor, grid: tuple[int, int], donors: Tensor | None) -> None:
-        if len(images) == 1 and donors is None:
+        if images.shape[0] == 1 and donors is None:
             raise ValueError(
                 "alien patches come from another image, and this is a batch of one, as a DataLoader's last one may be: "
                 "give it drop_last=True or a larger batch; or pass "
@@ -188,7 +192,7 @@ class Alien(BuiltIn):
             )
 
     def operation(self, images: Tensor, plan: MaskPlan, donors: Tensor | None) -> Operation:
-        pool = None if donors is None else len(donors)
+        pool = None if donors is None else donors.shape[0]
         if self.per == "group":
             donor = plan.group_donor(pool)
         else:
@@ -294,12 +298,9 @@ def weighted(fill: object) -> tuple[tuple[Fill, ...], tuple[float, ...]]:
     if not fill:
         raise ValueError("the mapping of fills to weights is empty; give at least one")
     for kind, weight in fill.items():
-        if isinstance(weight, bool) or not isinstance(weight, numbers.Real):
-            raise TypeError(f"a fill's weight is a number; got {weight!r} for {kind!r}")
-        if not 0 < float(weight) < math.inf:
-            raise ValueError(
-                f"a fill's weight is positive and finite; got {weight!r} for {kind!r}; leave out what is not wanted"
-            )
+        _check_number("a fill's weight is a number, positive and finite", f"{weight!r:.60} for {kind!r}", weight)
+        if weight <= 0:
+            raise ValueError(f"a fill's weight is positive; got {weight!r} for {kind!r}; leave out what is not wanted")
     weights = tuple(map(float, fill.values()))
     if not math.isfinite(sum(weights)):
         raise ValueError(f"the weights of the fills add up beyond the range of floats; got {weights}; scale them down")

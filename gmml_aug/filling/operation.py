@@ -48,7 +48,7 @@ def copy(image: Tensor | None, place: Tensor | None, like: Tensor, pool: bool) -
     """Write patches of an image, which broadcasts to ``(B, gh, gw)``; None: its own, at a place; None: the same."""
     patches = like.shape[1] * like.shape[2]
     if image is None:
-        image = torch.arange(len(like), device=like.device)[:, None, None]
+        image = torch.arange(like.shape[0], device=like.device)[:, None, None]
     if place is None:
         place = torch.arange(patches, device=like.device).view(1, *like.shape[1:])
     return Operation(POOL if pool else COPY, (image * patches + place).expand(like.shape))
@@ -83,14 +83,14 @@ def values(operation: Operation, images: Tensor, donors: Tensor | None, grid: Se
     """
     tensor = operation.tensor.to(images.device, non_blocking=True)
     if operation.kind == CONSTANT:
-        return tensor.view(len(tensor), *(1,) * (images.ndim - 4), -1, 1, 1)
-    shape = (len(tensor), *images.shape[1:])
+        return tensor.view(tensor.shape[0], *(1,) * (images.ndim - 4), -1, 1, 1)
+    shape = (tensor.shape[0], *images.shape[1:])
     if operation.kind == NOISE:
         inner = (*images.shape[1:-2], images.shape[-2] // grid[0], images.shape[-1] // grid[1])
         key = operation.tensor  # where it is: not every device draws numbers
         drawn: Tensor = torch.ops.gmml_aug.noise(key, grid[0] * grid[1], math.prod(inner), images.dtype)
         scaled = scale(drawn.to(images.device, non_blocking=True), operation.mean, operation.std, images.dtype)
-        patches = scaled.view(len(tensor), *grid, *inner)
+        patches = scaled.view(tensor.shape[0], *grid, *inner)
     elif operation.kind in (COPY, POOL):
         origin = images if operation.kind == COPY else donors
         assert origin is not None, "an operation on a pool comes with donors"
@@ -104,28 +104,10 @@ def values(operation: Operation, images: Tensor, donors: Tensor | None, grid: Se
 
 
 def scale(drawn: Tensor, mean: float, std: float, dtype: torch.dtype) -> Tensor:
-    """Return noise with its mean and spread, in the images' dtype."""
+    """Return noise with its mean and spread, in the images' dtype: computed in float64 for it, else in float32."""
+    if dtype == torch.float64:
+        drawn = drawn.to(dtype)
     return (drawn if (mean, std) == (0, 1) else drawn * std + mean).to(dtype)
-
-
-def check_sources(operations: Sequence[Operation], mask: Tensor, fill: Tensor, donors: Tensor | None) -> None:
-    """Refuse copies of what is not there, as a plan for another batch may ask for; on the CPU, where asking is free.
-
-    Raises:
-        ValueError: a hidden patch would be read from beyond the batch or the donors.
-    """
-    for i, operation in enumerate(operations):
-        if operation.kind in (COPY, POOL) and mask.numel() and mask.device.type == "cpu":
-            there = len(mask) if operation.kind == COPY or donors is None else len(donors)
-            low, high = (int(end) // mask[0].numel() for end in operation.tensor.aminmax())
-            if low < 0 or high >= there:
-                here = mask & (fill == i)[:, None, None] if len(operations) > 1 else mask
-                image = operation.tensor.div(mask[0].numel(), rounding_mode="floor")[here]
-                if bool(((image < 0) | (image >= there)).any()):
-                    raise ValueError(
-                        f"this plan takes patches of image {int(image.max() if high >= there else image.min())}, and "
-                        f"there are {there}; draw it by sample() for the batch to which it is applied"
-                    )
 
 
 class Merged(NamedTuple):

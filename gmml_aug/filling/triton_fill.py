@@ -31,10 +31,9 @@ def _normals(draw, cubic_ptr):
     return tl.where(draw < 0x8000, size, -size).to(tl.float32) * 0.0000152587890625
 
 
-@triton.jit(do_not_specialize=["batch", "pool"])
+@triton.jit
 def _write_kernel(
-    out_ptr, image_ptr, pool_ptr, mask_ptr, kind_ptr, value_ptr, source_ptr, key_ptr, scale_ptr, cubic_ptr, batch,
-    pool,
+    out_ptr, image_ptr, pool_ptr, mask_ptr, kind_ptr, value_ptr, source_ptr, key_ptr, scale_ptr, cubic_ptr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr,
     PIXELS: tl.constexpr, IMAGE: tl.constexpr, PLANE: tl.constexpr, LINE: tl.constexpr, PIXEL: tl.constexpr,
     OUT_IMAGE: tl.constexpr, OUT_PLANE: tl.constexpr, OUT_LINE: tl.constexpr, OUT_PIXEL: tl.constexpr, POOL_IMAGE:
@@ -83,20 +82,17 @@ def _write_kernel(
                 tl.store(target, draw.to(out_ptr.dtype.element_ty), mask=inside)
         if kind == _COPY:
             source = tl.load(source_ptr + number)
-            # What a plan of another batch says is not trusted with memory.
-            there = e < tl.where((source >= 0) & (source < batch * (ROWS * COLUMNS)), PIXELS, 0)
             place = source % (ROWS * COLUMNS)
             corner = source // (ROWS * COLUMNS) * IMAGE
             corner += place // COLUMNS * (HEIGHT * LINE) + place % COLUMNS * (WIDTH * PIXEL)
-            tl.store(target, tl.load(image_ptr + corner + offset, mask=there, other=0), mask=inside)
+            tl.store(target, tl.load(image_ptr + corner + offset, mask=inside), mask=inside)
         if kind == _POOL:
             source = tl.load(source_ptr + number)
-            there = e < tl.where((source >= 0) & (source < pool * (ROWS * COLUMNS)), PIXELS, 0)
             place = source % (ROWS * COLUMNS)
             corner = source // (ROWS * COLUMNS) * POOL_IMAGE
             corner += place // COLUMNS * (HEIGHT * POOL_LINE) + place % COLUMNS * (WIDTH * POOL_PIXEL)
             theirs = pool_ptr + corner + plane * POOL_PLANE + y * POOL_LINE + x * POOL_PIXEL
-            tl.store(target, tl.load(theirs, mask=there, other=0), mask=inside)
+            tl.store(target, tl.load(theirs, mask=inside), mask=inside)
 
 
 def _strides(images: Tensor) -> tuple[int, int, int, int] | None:
@@ -161,7 +157,7 @@ def write(
     with on(images.device):
         _write_kernel[(mask.numel(),)](
             out, images, pool, mask.contiguous(), m.kind, m.value, m.source, m.key, scales, _cubics(images.device),
-            len(images), len(pool), ROWS=rows, COLUMNS=columns, HEIGHT=images.shape[-2] // rows,
+            ROWS=rows, COLUMNS=columns, HEIGHT=images.shape[-2] // rows,
             WIDTH=images.shape[-1] // columns, CHANNELS=images.shape[-3], PIXELS=pixels, **steps, INPLACE=inplace,
             SCALED=scaled, PER_WORD=8 if images.dtype == torch.uint8 else 4, BLOCK=block, num_warps=max(1, block //
             256), enable_fp_fusion=False,  # torch multiplies and adds one after the other

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from .. import rng
 from ..backends import Backend, run, watched
-from ..plan import SETTINGS_SCHEMA, MaskPlan, Settings
+from ..plan import MaskPlan, Settings
 from ..streams import stream
 
 BACKENDS = (
@@ -55,103 +57,98 @@ class Samples(NamedTuple):
         return MaskPlan(mask, fill, donor, key, group)
 
 
-def draw(root: int | Tensor, samples: Samples, settings: Settings) -> MaskPlan:
-    """Draw a batch.
+class Call(NamedTuple):
+    """One call of a GroupMask, as torch's operator takes it.
 
-    Args:
-        root: from which the keys are drawn: a number, or an int64 tensor on the device.
-        samples: which, and where.
-        settings: what is asked of all of them.
-
-    Raises:
-        ValueError: the settings need more groups than fit into memory.
-    """
-    settings.numbers()  # an error of the caller's is none of a backend
-    plan: MaskPlan = run(BACKENDS, "draw", samples.device, root, samples, settings)
-    return plan
-
-
-def drawn(
-    counter: Tensor,
-    index: Tensor | None,
-    seed: int | None,
-    home_rank: int | None,
-    batch: Sequence[int],
-    device: torch.device,
-    settings: Settings,
-) -> MaskPlan:
-    """Draw for one call of a GroupMask, and count its samples.
-
-    Args:
+    Attributes:
         counter: ``()`` int64, the number of the next sample; is written to.
-        index: ``(B,)`` int64 or None, the samples' numbers.
+        named: ``(B,)`` int64 or None, the samples' numbers, if they are named one by one.
         seed: int64, or None for torch's generator.
-        home_rank: the rank of the process in which the transform was pickled.
+        home: where the transform was made: the process, and its rank (-1 if it has none).
         batch: (B,), or () for one image.
         device: where to draw.
-        settings: what is asked.
+        grid: (height, width) in patches.
+        shares: ``(3,)`` float64 on the CPU: the ratio's ends and p. They may change from call to call, and
+            torch.compile compiles for each number that it sees, but not for what is in a tensor.
+        group_size, inside, weights: as in :class:`~gmml_aug.plan.Settings`.
     """
+
+    counter: Tensor
+    named: Tensor | None
+    seed: int | None
+    home: Sequence[int]
+    batch: Sequence[int]
+    device: torch.device
+    grid: Sequence[int]
+    shares: Tensor
+    group_size: Sequence[int] | None
+    inside: bool
+    weights: Sequence[float]
+
+
+_SCHEMA = (
+    "(Tensor(a!) counter, Tensor? index, int? seed, int[] home, SymInt[] batch, Device device, SymInt[] grid, "
+    "Tensor shares, int[]? group_size, bool inside, float[] weights) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+def drawn(call: Call) -> MaskPlan:
+    """Draw for one call of a GroupMask, and count its samples."""
     # torch's dispatcher takes a third of the time of drawing one mask, and has no part in a plain eager call.
     if not torch.compiler.is_compiling() and not watched():
-        return _draw(counter, index, seed, home_rank, batch, device, settings)
-    return MaskPlan(*torch.ops.gmml_aug.draw.default(counter, index, seed, home_rank, batch, device, *settings))
+        return _draw(call)
+    return MaskPlan(*torch.ops.gmml_aug.draw.default(*call))
 
 
-def _draw(
-    counter: Tensor,
-    index: Tensor | None,
-    seed: int | None,
-    home_rank: int | None,
-    batch: Sequence[int],
-    device: torch.device,
-    settings: Settings,
-) -> MaskPlan:
+def _draw(call: Call) -> MaskPlan:
+    counter, named, device = call.counter, call.named, call.device
+    low, high, p = call.shares.tolist()
+    rows, columns = call.grid
+    smallest, largest = call.group_size or (0, 0)
+    group_size = (smallest, largest) if call.group_size else None
+    settings = Settings((rows, columns), (low, high), group_size, call.inside, p, tuple(call.weights))
+    settings.numbers()  # an error of the caller's is none of a backend
+    number = call.batch[0] if call.batch else 1
     root: int | Tensor
     first: int | Tensor = 0
-    on_cpu = device.type == "cpu"
-    if seed is None:
+    if call.seed is None:
         # From the generator of the images' device: nothing to copy or to wait for, and a CUDA graph replays it afresh.
         root = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=device)
-        root = int(root) if on_cpu else root
+        root = int(root) if device.type == "cpu" else root
     else:
-        root = rng.root(seed, 0 if index is not None else stream(home_rank))
-    if index is not None:
-        index = index.to(device, non_blocking=index.device.type == "cpu")
-    elif seed is not None:
-        # A counter in host memory enters as a kernel's argument, so it costs no copy to an accelerator.
-        first = int(counter) if on_cpu or counter.device.type == "cpu" else counter.to(device)
-    samples = Samples(batch, device, first, index)
-    plan = draw(root, samples, settings)
-    if index is None or seed is None:
-        counter.add_(samples.number)
+        root = rng.root(call.seed, 0 if named is not None else stream(*call.home))
+    if named is not None:
+        named = named.to(device, non_blocking=named.device.type == "cpu")
+    else:
+        with _counting:  # several threads may call one transform
+            if call.seed is not None:
+                # A counter in host memory enters as a kernel's argument, so it costs no copy to an accelerator.
+                first = int(counter) if "cpu" in (device.type, counter.device.type) else counter.to(device, copy=True)
+            counter.add_(number)
+    plan: MaskPlan = run(BACKENDS, "draw", device, root, Samples(call.batch, device, first, named), settings)
     return plan
 
 
-def _operator(
-    counter: Tensor,
-    index: Tensor | None,
-    seed: int | None,
-    home_rank: int | None,
-    batch: Sequence[int],
-    device: torch.device,
-    *asked: Any,
-) -> tuple[Tensor, ...]:
-    return tuple(_draw(counter, index, seed, home_rank, batch, device, Settings.of(*asked)))
+_counting = threading.Lock()
 
 
-def _fake(
-    counter: Tensor, index: Tensor | None, seed: int | None, home_rank: int | None, batch: Any, device: Any, *asked: Any
-) -> tuple[Tensor, ...]:
-    return tuple(Samples(batch, device).empty(Settings(*asked).grid))
+def _new_lock() -> None:
+    global _counting
+    _counting = threading.Lock()  # another thread may have held it when the process was forked
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_new_lock)
+
+
+def _fake(*arguments: Any) -> tuple[Tensor, ...]:
+    call = Call(*arguments)
+    return tuple(Samples(call.batch, call.device).empty(call.grid))
 
 
 # Drawing is one opaque operator to torch.compile, so eager and compiled numbers are equal by construction: traced, the
 # generator's wrapping arithmetic overflows, and the state of workers and ranks cannot be read at all. The counter is
 # written inside, with no seed too: it keeps two calls of one graph from being taken for the same value.
-torch.library.define(
-    "gmml_aug::draw",
-    "(Tensor(a!) counter, Tensor? index, int? seed, int? home_rank, SymInt[] batch, Device device, "
-    f"{SETTINGS_SCHEMA}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
-torch.library.impl("gmml_aug::draw", "default", _operator)
+torch.library.define("gmml_aug::draw", _SCHEMA)
+torch.library.impl("gmml_aug::draw", "default", lambda *arguments: tuple(_draw(Call(*arguments))))
 torch.library.register_fake("gmml_aug::draw", _fake)
