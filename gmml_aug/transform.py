@@ -51,15 +51,17 @@ class GroupMask(nn.Module):
             drawn per image.
         group_size: (low, high), inclusive, of a group's side in patches; height and width are drawn independently.
             ``None`` is the paper's, 1 up to 30 % of the grid's side. ``(1, 1)`` hides single patches at random.
-        placement: ``"uniform"``: groups may hang over the border, so every patch is hidden equally often.
-            ``"inside"``: groups lie wholly inside, so the border is hidden less often.
-        p: probability that an image is corrupted at all; the mask of one that is not is all False.
+        placement: ``"uniform"``: groups may hang over the border, so that each covers every patch equally often. Only
+            the cut of the last group favours some, by little unless groups are large beside what is to be hidden (see
+            the README). ``"inside"``: groups lie wholly inside, so the border is hidden less often.
+        p: probability that an image is corrupted at all; the mask of one that is not is all False. It may be set later.
         seed: ``None``: the numbers follow torch's global generator, that of the images' device. An int: a stream of
             its own. The sample's number is then its ``index`` or, where none is given, a counter that is a buffer in
-            ``state_dict()``; the workers of a DataLoader and the ranks of a job each have another stream. A worker
-            that is started anew, for another epoch or another DataLoader, counts from the same number again: pass
-            ``index=epoch * len(data) + i`` or use ``persistent_workers=True``. Under activation checkpointing, which
-            calls twice, pass ``index`` too.
+            ``state_dict()``; the workers of a DataLoader and the ranks of a job each have another stream, and so does
+            each process that is forked. A worker that is started anew, for another epoch or another DataLoader, counts
+            from the same number again: pass ``index=epoch * len(data) + i`` or use ``persistent_workers=True``. Under
+            activation checkpointing, which calls twice, and where a pool of processes gets the transform with each of
+            its tasks, pass ``index`` too.
         inplace: write into the input.
 
     Raises:
@@ -145,8 +147,8 @@ class GroupMask(nn.Module):
                 where it has none of these. Several have the same size and get the same mask.
             others: more of such a sample: ``corrupt(image, target)``.
             index: ``(B,)`` int64 (an int for one image), the samples' numbers, such as ``epoch * len(data) + i`` (a
-                bare ``i`` would hide the same patches in every epoch). With them and an int seed, masks, fills and the
-                donors of a pool do not depend on how the samples are batched; a donor from the batch does.
+                bare ``i`` would hide the same patches in every epoch). It needs an int seed. Masks, fills and the
+                donors of a pool do not depend on how the samples are batched then; a donor from the batch does.
             donors: ``(N, C, H, W)`` or ``(N, T, C, H, W)``, of the images' dtype and device: where alien patches come
                 from instead of the batch. Only :class:`Alien` takes from it; that no image is among its own donors is
                 then up to the caller.
@@ -196,14 +198,15 @@ class GroupMask(nn.Module):
 
         Args:
             images: as in :meth:`forward`, of the size that the plan was drawn for.
-            plan: from :meth:`sample`, on the images' device.
+            plan: from :meth:`sample`, on the images' device; put together or cut apart as :class:`MaskPlan` says.
             donors: as in :meth:`forward`.
 
         Returns:
             :class:`Masked`, the images and the plan's mask.
 
         Raises:
-            TypeError, ValueError: as :meth:`forward`, or the plan is of another size or on another device.
+            TypeError, ValueError: as :meth:`forward`; or the plan is of another size, on another device, or was drawn
+                for more fills (on an accelerator an assertion on the device fails instead: nothing is waited for).
         """
         if plan is None and callable(images) and not isinstance(images, Tensor):
             return super().apply(images)

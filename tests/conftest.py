@@ -21,6 +21,13 @@ settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what trains, starts processes or meets large libraries: `pytest -m "not slow"` is the inner loop."""
+    for item in items:
+        if item.path.parent.name == "clients" or item.path.stem.startswith(("test_example", "test_readme")):
+            item.add_marker(pytest.mark.slow)
+
+
 def pytest_report_header() -> str:
     """Say which backends are tried here."""
     from .backends import DRAWING, WRITING

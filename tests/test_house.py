@@ -95,6 +95,7 @@ print(sorted(new & {"numba", "triton", "torchvision", "kornia", "timm", "matplot
     assert run(code) == "[]"
 
 
+@pytest.mark.slow
 def test_a_process_may_be_forked_after_the_import() -> None:
     """Importing starts no threads of torch's, which a forked process would wait for without an end."""
     if not hasattr(os, "fork"):
@@ -126,6 +127,7 @@ print(digest.hexdigest())
 """
 
 
+@pytest.mark.slow
 def test_everything_is_the_same_without_numba() -> None:
     pytest.importorskip("numba")
     blocked = "import sys; sys.modules['numba'] = None\n"
@@ -137,6 +139,7 @@ def test_everything_is_the_same_without_numba() -> None:
     assert run(blocked + with_spec + DIGEST, GMML_AUG_BACKENDS="compiled,functions") == wanted
 
 
+@pytest.mark.slow
 def test_a_cache_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     pytest.importorskip("numba")
     (tmp_path / "file").write_text("")
@@ -199,6 +202,7 @@ def test_a_draw_that_fails_counts_its_samples_once_and_lack_of_memory_is_the_cal
         assert not backends._broken
 
 
+@pytest.mark.slow
 def test_compiled_loops_are_loaded_when_a_process_has_worked_long_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("numba")
     code = """
@@ -214,6 +218,7 @@ print("numba" in sys.modules)
     assert run(code) == "True"
 
 
+@pytest.mark.slow
 def test_threads_forks_and_workers_after_a_compiled_call() -> None:
     """Pools of Numba's own would abort or hang here."""
     pytest.importorskip("numba")

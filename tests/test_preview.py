@@ -154,6 +154,7 @@ def test_one_photo_of_the_usual_size_keeps_its_pixels(capsys: pytest.CaptureFixt
     assert len(row) < 120
 
 
+@pytest.mark.slow
 def test_it_runs_as_a_module() -> None:
     command = [sys.executable, "-m", "gmml_aug"]
     words = ["preview", "red.png", "blue.webp", *SMALL, "--fill", "noise", "alien", "-o", "out.png"]
@@ -239,6 +240,7 @@ def test_what_is_not_installed_is_named(
     assert "pip install matplotlib" in error
 
 
+@pytest.mark.slow
 def test_a_file_name_that_is_not_utf8_is_shown_with_a_mark() -> None:
     name = os.fsdecode(b"caf\xe9.png")
     try:

@@ -169,6 +169,7 @@ class Life(RuleBasedStateMachine):
             assert self.module.counter == self.count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", SETTINGS)
 def test_whatever_was_done_before(names: str) -> None:
     with run_by(names):

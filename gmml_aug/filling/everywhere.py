@@ -9,6 +9,8 @@ from torch import Tensor
 
 from .operation import COPY, KINDS, Operation, values
 
+_VALUES = 2**17  # of the images that are written at once on a CPU
+
 
 def combined(images: Tensor, mask: Tensor, fill: Tensor, many: bool, each: Iterable[Tensor]) -> Tensor:
     """Return images whose hidden pixels have the values of their fill.
@@ -46,13 +48,15 @@ def write(
         each = (values(operation, images, donors, mask.shape[1:]) for operation in operations)
         out.copy_(combined(images, mask, fill, len(operations) > 1, each))
         return
-    # Image after image with its own fill alone: what is made on the way then stays in the caches.
+    # A few images after the others, and only the fills that they have: what is made on the way stays in the caches.
     source = images.clone() if out is images and any(one.kind == COPY for one in operations) else images
-    for i, which in enumerate(fill.tolist()):
-        here, image = slice(i, i + 1), images[i : i + 1]
-        if 0 <= which < len(operations):
+    step = max(1, _VALUES // images[0].numel())
+    for begin in range(0, images.shape[0], step):
+        here = slice(begin, begin + step)
+        some, filled = fill[here], images[here]
+        for which in set(some.tolist()).intersection(range(len(operations))):
             one = operations[which]
             tensor = one.tensor if len(one.tensor) == 1 else one.tensor[here]
             value = values(one._replace(tensor=tensor), source, donors, mask.shape[1:])
-            image = combined(image, mask[here], fill[here], False, [value])
-        out[here] = image
+            filled = combined(filled, mask[here], (some != which).long(), True, [value])
+        out[here] = filled
