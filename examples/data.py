@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
 import os
 import random
 import sys
@@ -54,6 +55,11 @@ class Source(Protocol):
 
     labels: Tensor | None  # (N,) int64, on the CPU
 
+    @property
+    def side(self) -> int:
+        """Pixels a side of what ``batches`` yields."""
+        ...
+
     def __len__(self) -> int: ...
 
     def batches(self, numbers: Iterable[Tensor]) -> Iterator[Raw]:
@@ -78,6 +84,19 @@ class Data:
     @property
     def channels(self) -> int:
         return len(self.mean)
+
+    @property
+    def timm_config(self) -> dict[str, Any]:
+        """What timm's transforms take to cut and normalise images as the plain view does."""
+        return {
+            "input_size": [self.channels, self.image_size, self.image_size],
+            # Rounded down: timm takes the floor of the quotient for the shorter side.
+            "crop_pct": math.floor(1e6 * self.image_size / self.train.side) / 1e6,
+            "crop_mode": "center",
+            "interpolation": "bilinear",
+            "mean": self.mean,
+            "std": self.std,
+        }
 
 
 class Views:
@@ -125,6 +144,10 @@ class Memory:
 
     images: Tensor  # (N, C, S, S) uint8, or floating in [0, 1]
     labels: Tensor | None
+
+    @property
+    def side(self) -> int:
+        return self.images.shape[-1]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -410,13 +433,14 @@ def digits(image_size: int, device: torch.device) -> Data:
     )
 
 
+def is_image(name: str) -> bool:
+    return Path(name).suffix.lower() in IMG_EXTENSIONS and not Path(name).name.startswith(".")
+
+
 def folder(path: Path, image_size: int, device: torch.device) -> Data:
     """Read ``path/*``, without labels; or ``path/train/<class>/*`` and ``path/test/<class>/*`` (or ``val``); or split
     ``path/<class>/*`` 4 to 1. Folders inside a class belong to it; names that begin with a dot are passed over.
     """
-
-    def is_image(name: str) -> bool:
-        return Path(name).suffix.lower() in IMG_EXTENSIONS and not Path(name).name.startswith(".")
 
     def tree(root: Path) -> Any:
         try:

@@ -240,17 +240,39 @@ class Evaluation:
         """Return the features, or pixels, and labels of all training images, and of all held-out ones."""
         if what not in self.descriptions:
             if what == "pixels":
-                function = pixels
+                function: Callable[[Tensor], Tensor] = pixels
             else:
-                body = self.autoencoder(what, seed=0).eval()
-
-                def function(images: Tensor) -> Tensor:
-                    return body.features(images).mean(1)
+                function = self.autoencoder(what, seed=0).eval().pooled
 
             assert self.data.test is not None
             both = (outputs(function, self.data, source) for source in (self.data.train, self.data.test))
             self.descriptions[what] = tuple(array for pair in both for array in pair)
         return self.descriptions[what]
+
+
+def settings_of(run: Path) -> dict[str, Any]:
+    """Return the settings of a finished run; end here if it is none."""
+    if not (run / "config.json").exists():
+        raise SystemExit(f"{run} is no run folder of pretrain.py: it has no config.json")
+    if not (run / "autoencoder.safetensors").exists():
+        raise SystemExit(f"{run} is not finished: the pretrain.py command that it was made with goes on with it")
+    settings: dict[str, Any] = json.loads((run / "config.json").read_text())
+    return settings
+
+
+def opened(run: Path, data_name: str | None) -> Evaluation:
+    """Return a finished run with labelled images, its own if none are named; end here if the two do not go together."""
+    settings = settings_of(run)
+    name, device = data_name or settings["data"], PartialState().device
+    data = load(name, settings["image_size"], device, None if data_name else settings["samples_per_epoch"])
+    evaluation = Evaluation(run, settings, data, device, name)
+    if not data_name:
+        the_same_images(run, settings, data)
+    to_classify(data)
+    channels = evaluation.weights["encoder.patch_embed.proj.weight"].shape[1]
+    if channels != data.channels:
+        raise SystemExit(f"{run} was pretrained on images of {channels} channels; those of {name} have {data.channels}")
+    return evaluation
 
 
 def mean_spread(values: list[float]) -> dict[str, Any]:
@@ -520,22 +542,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
-    if not (args.run / "config.json").exists():
-        raise SystemExit(f"{args.run} is no run folder of pretrain.py: it has no config.json")
-    if not (args.run / "autoencoder.safetensors").exists():
-        raise SystemExit(f"{args.run} is not finished: the pretrain.py command that it was made with goes on with it")
-    settings = json.loads((args.run / "config.json").read_text())
-    name, device = args.data or settings["data"], PartialState().device
-    data = load(name, settings["image_size"], device, None if args.data else settings["samples_per_epoch"])
-    evaluation = Evaluation(args.run, settings, data, device, name)
-    if not args.data:
-        the_same_images(args.run, settings, data)
-    train_labels = to_classify(data)
-    channels = evaluation.weights["encoder.patch_embed.proj.weight"].shape[1]
-    if channels != data.channels:
-        raise SystemExit(
-            f"{args.run} was pretrained on images of {channels} channels; those of {name} have {data.channels}"
-        )
+    evaluation = opened(args.run, args.data)
+    data, train_labels = evaluation.data, labels_of(evaluation.data.train)
     for percent in args.labels:  # says now what cannot be drawn
         draw(train_labels, percent, 0, data.classes)
         draw_for_search(train_labels, percent, SEARCH_SEED, data.classes)

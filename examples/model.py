@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
 from timm.layers.config import set_fused_attn
 from timm.layers.patch_embed import PatchEmbed
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
+from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from gmml_aug import GroupMask
+
+if TYPE_CHECKING:
+    from data import Data
 
 
 class Autoencoder(nn.Module):
@@ -55,6 +59,7 @@ class Autoencoder(nn.Module):
         if min(blocks) < 1 or max(blocks) > depth or len(set(blocks)) < len(blocks):
             raise SystemExit(f"--blocks takes different numbers from 1 to {depth}, the encoder's depth; got {blocks}")
         self.blocks = sorted(blocks)[-1:] if fuse == "last" else sorted(blocks)
+        self.fuse = fuse
         self.fusion = nn.Parameter(torch.zeros(len(self.blocks))) if fuse == "learned" else None
         # Sine and cosine positions, as in MAE: timm's own start (0.02 wide) drowns in the embedding of tiny patches.
         position = encoder.pos_embed
@@ -89,6 +94,10 @@ class Autoencoder(nn.Module):
             fused = self.encoder.norm(torch.einsum("k,kbnd->bnd", self.fusion.softmax(0), outputs))
         return fused
 
+    def pooled(self, images: Tensor) -> Tensor:
+        """Return the mean ``(B, dim)`` of the fused tokens: the features of an image that are evaluated."""
+        return self.features(images).mean(1)
+
     def decode(self, tokens: Tensor, images: Tensor) -> Tensor:
         """Return the pixels that normed tokens ``(B, tokens, dim)`` stand for, in the shape of ``images``."""
         grid = self.encoder.patch_embed.dynamic_feat_size(images.shape[-2:])
@@ -115,7 +124,7 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.norm(self.body.features(images).mean(1)))
+        logits: Tensor = self.head(self.norm(self.body.pooled(images)))
         return logits
 
 
@@ -135,6 +144,33 @@ def build(settings: dict[str, Any], channels: int) -> tuple[Autoencoder, dict[st
     options |= {name: value for name, value in shape.items() if value is not None}
     model = Autoencoder(settings["model"], options, settings["blocks"], settings["fuse"], settings["decoder_depth"])
     return model, {"model_name": settings["model"], **options}
+
+
+def encoder_config(model: Autoencoder, options: dict[str, Any], data: Data) -> dict[str, Any]:
+    """Return what ``timm.create_model`` makes the trained encoder of, with how its images are cut and normalised.
+
+    It ends after the last fused block, for later ones are untrained, and pools the mean of the normed patch tokens. Its
+    ``pretrained_cfg`` is all its own: nothing is left of timm's, which speaks of ImageNet.
+    """
+    if not isinstance(model.encoder, VisionTransformerDistilled):  # which timm pools by its class tokens alone
+        options = options | {"global_pool": "avg", "pool_include_prefix": False}
+    fused = ", ".join(map(str, model.blocks))
+    of_timm: dict[str, Any] = model.encoder.pretrained_cfg  # type: ignore[assignment]
+    about = {name: of_timm[name] for name in ("first_conv", "classifier", "fixed_input_size")}
+    about |= {
+        "tag": "gmml",
+        "description": f"Pretrained by group masking (GMML, gmml_aug) on {data.name}, without labels.",
+        "notes": [f"Evaluated features: blocks {fused} (counted from 1), fused by {model.fuse}."],
+        "num_classes": 0,
+        "label_names": data.classes or None,
+        **data.timm_config,
+    }
+    return {**options, "depth": model.blocks[-1], "pretrained_cfg": about}
+
+
+def encoder_weights(config: dict[str, Any], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return those of an ``Autoencoder``'s weights that the encoder of ``encoder_config`` loads."""
+    return {name: weights[f"encoder.{name}"] for name in timm.create_model(**config).state_dict()}
 
 
 def masks(settings: dict[str, Any]) -> GroupMask:

@@ -31,7 +31,7 @@ from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list
 from checkpoint import about, restore, save_tensors, save_text, state, tensors
 from data import Data, Raw, Views, load, order, pick_labelled, seed_of
 from evaluate import compare_on_few_labels
-from model import build, masks, parameters
+from model import build, encoder_config, encoder_weights, masks, parameters
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
@@ -382,13 +382,7 @@ def main(arguments: list[str] | None = None) -> None:
     if compares and data.train.labels is not None:
         pick_labelled(data.train.labels, args.labels_per_class, 0)  # says now what it cannot do, as do these:
     try_masks(args, settings, data)
-    encoder_options = build(settings, data.channels)[1]
-    # What timm's own transforms take: these images were normalised so.
-    encoder_options["pretrained_cfg_overlay"] = {
-        "input_size": [data.channels, args.image_size, args.image_size],
-        "mean": data.mean,
-        "std": data.std,
-    }
+    for_timm = encoder_config(*build(settings, data.channels), data)
     refusal = of_first(check_run(args, settings, compares))
     if refusal:
         raise SystemExit(refusal)
@@ -404,9 +398,8 @@ def main(arguments: list[str] | None = None) -> None:
         if accelerator.is_main_process:
             weights = tensors(args.output / "checkpoint.safetensors", "model.")
             save_tensors(args.output / "autoencoder.safetensors", weights)
-            save_text(args.output / "encoder.json", json.dumps(encoder_options, indent=2) + "\n")
-            of_encoder = {k.removeprefix("encoder."): v for k, v in weights.items() if k.startswith("encoder.")}
-            save_tensors(args.output / "encoder.safetensors", of_encoder)
+            save_text(args.output / "encoder.json", json.dumps(for_timm, indent=2) + "\n")
+            save_tensors(args.output / "encoder.safetensors", encoder_weights(for_timm, weights))
     accelerator.end_training()
     if accelerator.is_main_process and compares:
         compare_on_few_labels(args.output, settings, data, accelerator.device, rates_were_searched(settings))
