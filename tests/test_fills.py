@@ -229,6 +229,7 @@ def test_wrong_fills_are_refused(build: Any, error: type[Exception], words: str)
         (Zeros(1e300), torch.zeros(2, 3, 16, 16), "range of torch.float32"),
         (Noise(std=1e5), torch.zeros(2, 3, 16, 16, dtype=torch.float16), "range of torch.float16"),
         (Noise(std=2), torch.zeros(2, 3, 16, 16, dtype=torch.uint8), "uniform noise over 0..255"),
+        (Noise(mean=-1), torch.zeros(2, 3, 16, 16, dtype=torch.uint8), "uniform noise over 0..255"),
         (Alien(), torch.zeros(1, 3, 16, 16), "batch of one"),
         (Alien(), torch.zeros(3, 16, 16), "batch of one"),
         (Alien("group"), torch.zeros(1, 3, 16, 16), "batch of one"),
