@@ -13,9 +13,12 @@ import os
 import random
 import sys
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache
 from io import BytesIO
 from itertools import chain, count
 from pathlib import Path
@@ -37,6 +40,9 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 MEMORY = 4 * 2**30  # bytes of a folder's images that are held in memory; more than that is read as it is needed
+THIN = 10  # times as long as wide, and an image is left out: its middle square shows nothing of it
+RAW = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2")
+HEIC = (".heic", ".heif")
 SHUFFLED = 1000  # images of a stream that each worker holds and draws from
 
 
@@ -80,6 +86,8 @@ class Data:
     std: list[float]
     augmentation: K.ImageSequential
     fingerprint: str  # another for other images
+    sizes: str = ""  # of the originals, in words
+    left_out: Counter[str] = field(default_factory=Counter)  # how many files, by reason
 
     @property
     def channels(self) -> int:
@@ -297,6 +305,8 @@ def read(file: Path | BinaryIO, most: int) -> Tensor | Exception:
     """
     try:
         with Image.open(file) as image:
+            if max(image.size) > THIN * min(image.size):
+                raise ValueError(f"too thin: {image.width}x{image.height} pixels")
             image.draft("RGB", (2 * most, 2 * most))  # JPEG decodes at a half, a quarter or an eighth of its size
             return square(ImageOps.exif_transpose(image), most)
     except Exception as error:  # Pillow's plug-ins raise what they like for a broken file
@@ -329,7 +339,7 @@ def stored_side(image_size: int) -> int:
 
 
 def together(
-    images: Iterable[tuple[object, Tensor | Exception]], length: int, image_size: int
+    images: Iterable[tuple[object, Tensor | Exception]], length: int, image_size: int, left_out: Counter[str]
 ) -> tuple[Tensor, list[int]]:
     """Stack squares of one size, the largest there is, and return the places of those that could be read."""
     side = stored_side(image_size)
@@ -339,6 +349,7 @@ def together(
     for place, (name, image) in enumerate(tqdm(images, "decoding", length, disable=None, leave=False)):
         if isinstance(image, Exception):
             skipped(name, image, place + 1 - len(places))
+            left_out["thin" if str(image).startswith("too thin") else "unreadable"] += 1
             continue
         sides.append(image.shape[-1])
         stacked[len(places), :, : sides[-1], : sides[-1]] = image
@@ -354,7 +365,9 @@ def together(
 Samples = list[tuple[str, int]]  # paths and labels
 
 
-def from_files(parts: list[Samples], labelled: bool, image_size: int, device: torch.device) -> list[Source]:
+def from_files(
+    parts: list[Samples], labelled: bool, image_size: int, device: torch.device, left_out: Counter[str]
+) -> list[Source]:
     """Return a source for each part: all of them in memory, or none."""
     side = stored_side(image_size)
     in_memory = sum(map(len, parts)) * 3 * side**2 <= MEMORY
@@ -367,7 +380,7 @@ def from_files(parts: list[Samples], labelled: bool, image_size: int, device: to
             continue
         with ThreadPoolExecutor(cores()) as pool:
             read_all = zip(paths, pool.map(lambda path: read(path, side), paths), strict=True)
-            images, places = together(read_all, len(paths), image_size)
+            images, places = together(read_all, len(paths), image_size, left_out)
         sources.append(Memory(images.to(device), None if labels is None else labels[places]))
     return sources
 
@@ -433,14 +446,53 @@ def digits(image_size: int, device: torch.device) -> Data:
     )
 
 
-def is_image(name: str) -> bool:
-    return Path(name).suffix.lower() in IMG_EXTENSIONS and not Path(name).name.startswith(".")
+def why_not(path: Path) -> str | None:
+    """Return why a file is no image to be read, in a few words; None where it is one."""
+    suffix = path.suffix.lower()
+    if path.name.startswith("."):
+        return "hidden"
+    if suffix in HEIC and not reads_heic():
+        return "HEIC (pip install pillow-heif)"
+    if suffix not in (*IMG_EXTENSIONS, *HEIC):
+        kinds = {"": "without an extension", ".gif": "GIF"} | dict.fromkeys(RAW, "raw")
+        return kinds.get(suffix, "no images")
+    return None if path.exists() else "dangling links"
 
 
-def folder(path: Path, image_size: int, device: torch.device) -> Data:
+@cache
+def reads_heic() -> bool:
+    """Tell whether Pillow reads HEIC, the format of many phones: with pillow-heif."""
+    try:
+        import pillow_heif  # type: ignore[import-not-found]
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
+
+
+def sizes(paths: list[Path], most: int = 200) -> str:
+    """Return the sizes of some images, of the smallest to the largest, without decoding them."""
+    found = []
+    for path in paths[:: max(1, len(paths) // most)]:
+        with suppress(Exception), Image.open(path) as image:  # what is unreadable is named elsewhere
+            found.append(image.size)
+    if not found:
+        return ""
+    low, high = (f"{width}x{height}" for width, height in (min(found, key=math.prod), max(found, key=math.prod)))
+    return f"{low} pixels" if low == high else f"{low} to {high} pixels"
+
+
+def folder(path: Path, image_size: int, device: torch.device, labelled: bool = True) -> Data:
     """Read ``path/*``, without labels; or ``path/train/<class>/*`` and ``path/test/<class>/*`` (or ``val``); or split
-    ``path/<class>/*`` 4 to 1. Folders inside a class belong to it; names that begin with a dot are passed over.
+    ``path/<class>/*`` 4 to 1. Folders inside a class belong to it; names that begin with a dot are passed over. Not
+    ``labelled``, all images below the folder are taken.
     """
+    left_out: Counter[str] = Counter()
+
+    def is_image(name: str) -> bool:
+        reason = why_not(Path(name))
+        left_out.update([reason] if reason else [])
+        return reason is None
 
     def tree(root: Path) -> Any:
         try:
@@ -453,10 +505,17 @@ def folder(path: Path, image_size: int, device: torch.device) -> Data:
         files = [
             [(os.path.relpath(name, path), os.path.getsize(name), label) for name, label in part] for part in parts
         ]
-        sources = from_files(parts, bool(classes), image_size, device)
-        return photographs(path.resolve().name, sources, classes, image_size, files)
+        sources = from_files(parts, bool(classes), image_size, device, left_out)
+        data = photographs(path.resolve().name, sources, classes, image_size, files)
+        data.left_out, data.sizes = left_out, sizes([Path(name) for part in parts for name, _ in part])
+        return data
 
-    flat = sorted(str(p) for p in path.iterdir() if p.is_file() and is_image(p.name))
+    if not labelled:
+        every = sorted(str(p) for p in path.rglob("*") if not p.is_dir() and is_image(str(p)))
+        if not every:
+            raise SystemExit(f"--data {path} has no images" + "".join(f"; {n} {why}" for why, n in left_out.items()))
+        return of([[(name, 0) for name in every]], [])
+    flat = sorted(str(p) for p in path.iterdir() if not p.is_dir() and is_image(str(p)))
     inside = [p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")]
     if flat and inside:
         raise SystemExit(
@@ -512,7 +571,7 @@ def of_torchvision(name: str, image_size: int, device: torch.device) -> Data:
                     labels.append(int(label))
                     yield f"{name}[{i}]", squared
 
-        stacked, _ = together(images(), len(samples), image_size)
+        stacked, _ = together(images(), len(samples), image_size, Counter())
         classes = getattr(samples, "classes", None) or [str(c) for c in range(max(labels) + 1)]
         return stacked.to(device), torch.tensor(labels), classes
 
@@ -555,7 +614,13 @@ def is_remote(name: str) -> bool:
     return name.startswith("pipe:") or "://" in name
 
 
-def load(name: str, image_size: int, device: torch.device, samples_per_epoch: int | None = None) -> Data:
+def load(
+    name: str,
+    image_size: int,
+    device: torch.device,
+    samples_per_epoch: int | None = None,
+    labelled: bool = True,
+) -> Data:
     """Return the data that ``--data`` names, with images of ``image_size`` pixels a side."""
     if is_remote(name) or name.endswith((".tar", ".tar.gz", ".tgz")):
         return shards(name, samples_per_epoch, image_size, device)
@@ -570,7 +635,7 @@ def load(name: str, image_size: int, device: torch.device, samples_per_epoch: in
             "--data takes 'digits', 'torchvision:NAME', a folder of images, or shards such as 'FOLDER/{000..099}.tar'; "
             f"there is no folder {name!r}"
         )
-    return folder(Path(name), image_size, device)
+    return folder(Path(name), image_size, device, labelled)
 
 
 def the_same_images(run: Path, settings: dict[str, Any], data: Data) -> None:

@@ -49,6 +49,7 @@ from accelerate import PartialState
 from checkpoint import save_text, tensors
 from data import Data, Source, Views, load, order, pick_labelled, seed_of, the_same_images
 from model import Autoencoder, Classifier, build, parameters
+from scipy.stats import ttest_1samp
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
@@ -467,6 +468,21 @@ def draw_chart(path: Path, title: str, chance: float, results: dict[float, dict[
     plt.close(figure)
 
 
+def verdict(gains: list[float]) -> str:
+    """Return in a sentence what pretraining was worth, in points of accuracy, and whether that is more than chance."""
+    gain = f"{written(mean_spread(gains), '+')} points over {len(gains)} draw{'s' * (len(gains) > 1)} of the labels"
+    if len(gains) < 2:
+        return f"Pretraining changed the accuracy by {gain}: too few to tell that from chance; give --draws 3 or more."
+    alike = len(set(gains)) == 1
+    p = float(gains[0] == 0) if alike else float(ttest_1samp(gains, 0).pvalue)
+    if p < 0.05:
+        return f"Pretraining {'helped' if sum(gains) > 0 else 'hurt'}: {gain}, more than chance (t-test, p = {p:.2g})."
+    return (
+        f"Whether pretraining helped is open: {gain}, which may be chance (t-test, p = {p:.2g}); more --draws tell, "
+        "and more --epochs or images may help."
+    )
+
+
 def compare_on_few_labels(
     run: Path, settings: dict[str, Any], data: Data, device: torch.device, rates_were_searched: bool = False
 ) -> None:
@@ -480,9 +496,10 @@ def compare_on_few_labels(
     for seed in range(draws):
         labelled = pick_labelled(labels, per_class, seed)
         job = {"purpose": "few labels", "labelled": len(labelled), "seed": seed}
-        for side, lr in rates.items():
+        for place, (side, lr) in enumerate(rates.items()):
             one = {**job, "side": side, "lr": lr, "steps": steps}
-            values[side].append(evaluation.finetuned(one, labelled, (data.test, None)))
+            which = f", {2 * seed + place + 1} of {2 * draws}"
+            values[side].append(evaluation.finetuned(one, labelled, (data.test, None), which))
         one = {**job, "side": "nearest pixels"}
         values["nearest pixels"].append(evaluation.frozen(one, KNeighborsClassifier(1), "pixels", labelled))
 
@@ -501,7 +518,7 @@ def compare_on_few_labels(
     gain = mean_spread(
         [ours - theirs for ours, theirs in zip(values["pretrained"], values["from scratch"], strict=True)]
     )
-    print(f"\nPretraining changed the accuracy by {gain['mean']:+.1f} points. Pictures, weights and metrics: {run}/")
+    print(f"\n{verdict(gain['each'])} Pictures, weights and metrics: {run}/")
     about = {"held_out": len(test_labels), "steps": steps, "labels_per_class": per_class, "draws": draws}
     everything = {**about, "rates_were_searched": rates_were_searched, "accuracy": results, "gain_in_points": gain}
     save_text(run / "results.json", json.dumps(everything, indent=1) + "\n")

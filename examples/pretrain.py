@@ -17,14 +17,15 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list
@@ -32,6 +33,7 @@ from checkpoint import about, restore, save_tensors, save_text, state, tensors
 from data import Data, Raw, Views, load, order, pick_labelled, seed_of
 from evaluate import compare_on_few_labels
 from model import build, encoder_config, encoder_weights, masks, parameters
+from plan import Speed, choose, describe, epochs_in
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
@@ -45,11 +47,11 @@ T = TypeVar("T")
 DEFAULTS: dict[str, dict[str, Any]] = {
     "digits": {
         "image_size": 8, "patch_size": 2, "dim": 64, "depth": 4, "heads": 4, "group_size": (1, 2),
-        "epochs": 68, "batch_size": 64, "base_lr": 1.2e-2,
+        "epochs": 68, "batch_size": 64, "base_lr": 1.2e-2, "threads": 1,
         "finetune_steps": 200, "lr_scratch": 4e-3, "lr_pretrained": 4e-3,
     },
     "photographs": {
-        "image_size": 32, "patch_size": 4, "dim": 192, "depth": 6, "heads": 3, "group_size": (1, 3),
+        "image_size": 64, "patch_size": 8, "dim": 192, "depth": 6, "heads": 3, "group_size": (1, 3),
         "epochs": 100, "batch_size": 128, "base_lr": 2.5e-3, "weight_decay": (0.04, 0.04),
         "finetune_steps": 200, "lr_scratch": 1e-3, "lr_pretrained": 1e-3,
     },
@@ -105,10 +107,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     option("clip", "largest norm of the gradient", type=float, default=3.0)
     option(
         "precision",
-        "of the forward pass",
-        choices=("no", "bf16", "fp16"),
-        default="bf16" if torch.cuda.is_available() else "no",
+        "of the forward pass; auto takes bf16 on a GPU, and elsewhere if a timed step is faster with it",
+        choices=("auto", "no", "bf16", "fp16"),
+        default="bf16" if torch.cuda.is_available() else "no" if known.data == "digits" else "auto",
     )
+    option("threads", "of a CPU; one if a timed step is as fast with it, else all of them", type=int)
+    option("minutes", "take as many epochs as fit, in the place of --epochs", type=float)
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done and how long it takes, and end")
+    parser.add_argument("--no-labels", action="store_true", help="take all images of a folder, however deep")
     parser.add_argument("--compile", action="store_true", help="compile the network")
     option("checkpoint-steps", "steps from one checkpoint to the next", type=int, default=200)
     option("picture-epochs", "epochs from one sheet of reconstructions to the next", type=int, default=20)
@@ -119,6 +125,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     option("lr-scratch", "learning rate of fine-tuning from scratch", type=float)
     option("lr-pretrained", "learning rate of fine-tuning what was pretrained", type=float)
     args = parser.parse_args(arguments)
+    if args.minutes is not None:
+        words = sys.argv[1:] if arguments is None else arguments
+        if any(word.partition("=")[0] == "--epochs" for word in words):
+            parser.error("--minutes and --epochs both say how long; give one of them")
+        args.epochs = None
 
     for name, value in vars(args).items():
         least = 0 if name in ("seed", "draws", "decoder_depth") else 1
@@ -148,7 +159,17 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def rates_were_searched(settings: dict[str, Any]) -> bool:
     """Tell whether evaluate.py has searched the fine-tuning rates of these settings: on the digits, as they come."""
-    free = {"output", "seed", "draws", "checkpoint_steps", "picture_epochs", "log_with"}
+    free = {
+        "output",
+        "seed",
+        "draws",
+        "checkpoint_steps",
+        "picture_epochs",
+        "log_with",
+        "threads",
+        "minutes",
+        "dry_run",
+    }
     searched = json.loads(json.dumps({k: v for k, v in vars(parse(["--data", "digits"])).items() if k not in free}))
     return all(settings[name] == value for name, value in searched.items())
 
@@ -354,38 +375,77 @@ def of_first(value: T) -> T:
     return shared
 
 
+def settings_of(args: argparse.Namespace, data: Data) -> dict[str, Any]:
+    """Return what the run is, as config.json has it."""
+    of_call = ("output", "minutes", "dry_run")
+    settings = {name: value for name, value in vars(args).items() if name not in of_call}
+    settings |= {"training_images": len(data.train), "version_of_images": data.fingerprint}
+    whole: dict[str, Any] = json.loads(json.dumps(settings, default=str))
+    return whole
+
+
+def config_of(run: Path) -> dict[str, Any]:
+    """Return a run's config.json, empty where it has none."""
+    config: dict[str, Any] = json.loads((run / "config.json").read_text()) if (run / "config.json").exists() else {}
+    return config
+
+
+def keep_choices(args: argparse.Namespace, before: dict[str, Any]) -> None:
+    """Take what was chosen for a run when it began, where nothing else is asked for now."""
+    if args.precision == "auto":
+        args.precision = before.get("precision", "auto")
+    if args.threads is None:
+        args.threads = before.get("threads")
+    if args.epochs is None:
+        args.epochs = before.get("epochs")
+
+
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
-    settings = json.loads(
-        json.dumps({name: value for name, value in vars(args).items() if name != "output"}, default=str)
-    )
+    # Unsaid, torchrun's processes on CPUs would not know of each other.
+    processes = PartialState(cpu=not torch.accelerator.is_available())
+    if args.precision == "fp16" and processes.device.type == "cpu":  # where Accelerate would take fp32
+        raise SystemExit("--precision fp16 needs a GPU; on a CPU take bf16 or no")
+    if args.batch_size % (args.accumulation * processes.num_processes):
+        raise SystemExit(
+            f"--batch-size {args.batch_size} is over all processes and does not divide by {processes.num_processes} "
+            f"processes times --accumulation {args.accumulation}"
+        )
+    data = load(args.data, args.image_size, processes.device, args.samples_per_epoch, not args.no_labels)
+    if len(data.train) < args.batch_size:
+        raise SystemExit(f"--batch-size {args.batch_size} is more than the {len(data.train)} images there are")
+    compares = args.draws > 0 and data.test is not None and len(data.classes) > 1
+    if compares and data.train.labels is not None:
+        pick_labelled(data.train.labels, args.labels_per_class, 0)  # says now what it cannot do, as do these:
+    settings = settings_of(args, data)
+    try_masks(args, settings, data)
+    model, encoder_options = build(settings, data.channels)
+    for_timm = encoder_config(model, encoder_options, data)
+    keep_choices(args, of_first(config_of(args.output)))
+    # One process times its steps; the others wait for it.
+    mine_alone = choose(args, settings, data, processes.device) if processes.is_main_process else None
+    speed = cast(Speed, of_first(mine_alone))
+    args.precision, args.threads = speed.precision, speed.threads
+    if args.minutes and args.epochs is None:
+        args.epochs = epochs_in(args, speed, data, compares)
+    torch.set_num_threads(args.threads)
+    settings = settings_of(args, data)
+    refusal = of_first(check_run(args, settings, compares))
+    if refusal:
+        raise SystemExit(refusal)
+    if processes.is_main_process:
+        size = sum(weight.numel() for weight in model.parameters())
+        print(describe(args, settings, data, speed, size, compares, processes.device.type), flush=True)
+    if args.dry_run:
+        return
     accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),  # unsaid, torchrun's processes on CPUs would not know of each other
+        cpu=not torch.accelerator.is_available(),
         mixed_precision=args.precision,
         # As a plugin: the bare number gives way to one in the environment.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=args.accumulation),
         log_with=list(args.log_with) or None,
         project_dir=args.output,
     )
-    if args.precision == "fp16" and accelerator.device.type == "cpu":  # where Accelerate would take fp32
-        raise SystemExit("--precision fp16 needs a GPU; on a CPU take bf16 or no")
-    if args.batch_size % (args.accumulation * accelerator.num_processes):
-        raise SystemExit(
-            f"--batch-size {args.batch_size} is over all processes and does not divide by {accelerator.num_processes} "
-            f"processes times --accumulation {args.accumulation}"
-        )
-    data = load(args.data, args.image_size, accelerator.device, args.samples_per_epoch)
-    if len(data.train) < args.batch_size:
-        raise SystemExit(f"--batch-size {args.batch_size} is more than the {len(data.train)} images there are")
-    settings |= {"training_images": len(data.train), "version_of_images": data.fingerprint}
-    compares = args.draws > 0 and data.test is not None and len(data.classes) > 1
-    if compares and data.train.labels is not None:
-        pick_labelled(data.train.labels, args.labels_per_class, 0)  # says now what it cannot do, as do these:
-    try_masks(args, settings, data)
-    for_timm = encoder_config(*build(settings, data.channels), data)
-    refusal = of_first(check_run(args, settings, compares))
-    if refusal:
-        raise SystemExit(refusal)
     if accelerator.is_main_process:
         args.output.mkdir(parents=True, exist_ok=True)
         save_text(args.output / "config.json", json.dumps(settings, indent=2) + "\n")
