@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from checkpoint import tensors, write_whole
-from data import Memory, cores, is_image, photographs, read, skipped, to_side
+from data import Memory, cores, photographs, read, skipped, to_side, why_not
 from evaluate import outputs, settings_of
 from matplotlib.figure import Figure
 from model import build
@@ -45,7 +45,7 @@ def find(names: list[Path]) -> list[Path]:
             found.append(name)
         for parent, folders, files in os.walk(name, followlinks=True):
             folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
-            found += [Path(parent, file) for file in sorted(files) if is_image(file)]
+            found += [Path(parent, file) for file in sorted(files) if why_not(Path(parent, file)) is None]
     if not found:
         raise SystemExit(f"there are no photographs in {', '.join(map(shown, names))}, nor in folders inside")
     return list(dict.fromkeys(found))
