@@ -30,7 +30,10 @@ import finetune
 import pretrain
 from data import Views, load
 
-SMALL = ("--dim", 16, "--depth", 4, "--heads", 2, "--image-size", 16, "--epochs", 1, "--batch-size", 16, "--draws", 0)
+SMALL = (
+    "--dim", 16, "--depth", 4, "--heads", 2, "--image-size", 16, "--patch-size", 4, "--epochs", 1, "--batch-size", 16,
+    "--draws", 0,
+)  # fmt: skip
 CPU = torch.device("cpu")
 COLOURS = {"blue": (40, 60, 200), "green": (30, 180, 60), "red $1$": (210, 50, 30)}
 
