@@ -260,7 +260,8 @@ def test_the_table_of_pretraining(run: Path, evaluate: ModuleType, capsys: pytes
     first = capsys.readouterr().out
     for words in (
         "Accuracy on 360 held-out images of 10 classes after fine-tuning for 3 steps on\n10 labelled images a class;",
-        "over 2 draws", "as searched beforehand", "from scratch", "nearest pixels", "no network", "points over 2 draws of the labels", "Pictures,",
+        "over 2 draws", "as searched beforehand", "from scratch", "nearest pixels", "no network", "points over 2 draws",
+            "Pictures, weights",
     ):  # fmt: skip
         assert words in first
     results = json.loads((run / "results.json").read_text())
