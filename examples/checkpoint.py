@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
@@ -20,19 +21,29 @@ WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Call ``write(path)`` with another name, and give the file its own once it is on the disk."""
+    """Call ``write(path)`` with another name, and give the file its own once it is on the disk.
+
+    Where that fails, as on a full disk, what was there before stays.
+    """
     unfinished = path.with_name(path.name + ".unfinished")
-    write(unfinished)
-    with open(unfinished, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
+    try:
+        write(unfinished)
+        with open(unfinished, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except OSError as error:
+        with suppress(OSError):
+            unfinished.unlink()  # the disk may need the room
+        error.filename = error.filename or str(path)
+        raise
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any] | None = None) -> None:
     """Write tensors, and a note on them in the file's header, atomically."""
     metadata = {"about": json.dumps(about or {})}  # one entry: safetensors writes several in an order by chance
     whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    write_whole(path, lambda unfinished: save_file(whole, unfinished, metadata))
+    # Not save_file, whose files are for their owner alone (0600), and whose errors are no OSError.
+    write_whole(path, lambda unfinished: unfinished.write_bytes(save(whole, metadata)))
 
 
 def save_text(path: Path, text: str) -> None:

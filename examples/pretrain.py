@@ -6,10 +6,11 @@
     accelerate launch --num_processes 2 examples/pretrain.py   # the same run on two devices, or on several machines
     torchrun --nproc_per_node 2 examples/pretrain.py           # the same; where there is no GPU, on two CPU processes
 
-Killed at any step, the same command goes on from the last checkpoint. The run folder holds config.json, metrics.jsonl,
-checkpoint.safetensors, reconstructions/, and at the end autoencoder.safetensors, encoder.safetensors with encoder.json
-(``timm.create_model(**encoder.json)`` takes its weights) and results.json. Method and schedule follow arXiv 2205.14986,
-sections 3 and 4.1; README.md here names the differences.
+Ctrl-C or SIGTERM ends it after a checkpoint, a second Ctrl-C at once; however it ended, the same command goes on from
+the last checkpoint, and one with more --epochs prolongs the run. The run folder holds config.json, metrics.jsonl,
+checkpoint.safetensors, reconstructions/, lock (while a process writes there), and at the end autoencoder.safetensors,
+encoder.safetensors with encoder.json (``timm.create_model(**encoder.json)`` takes its weights) and results.json. Method
+and schedule follow arXiv 2205.14986, sections 3 and 4.1; README.md here names the differences.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -24,6 +26,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
+import runs
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.optimizer import AcceleratedOptimizer
@@ -98,7 +101,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     option("fill", "one is drawn per image", nargs="+", default=("noise", "alien"))
     option("group-size", "side of a group in patches: from, to; 1 1 hides single patches", type=int, nargs=2)
     option("loss", "pixels that count", choices=("hidden", "all"), default="hidden")
-    option("epochs", "passes over the images", type=int)
+    option(
+        "epochs",
+        "passes over the images; more than a run had prolong it: from its present step on, learning rate and weight "
+        "decay follow the cosine of the new length",
+        type=int,
+    )
     option("samples-per-epoch", "for shards, whose number of images is not known", type=int)
     option("batch-size", "images a step, over all processes", type=int)
     option("accumulation", "parts that a step's batch is cut into", type=int, default=1)
@@ -116,7 +124,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="say what would be done and how long it takes, and end")
     parser.add_argument("--no-labels", action="store_true", help="take all images of a folder, however deep")
     parser.add_argument("--compile", action="store_true", help="compile the network")
-    option("checkpoint-steps", "steps from one checkpoint to the next", type=int, default=200)
+    option("checkpoint-seconds", "seconds from one checkpoint to the next", type=float, default=60)
     option("picture-epochs", "epochs from one sheet of reconstructions to the next", type=int, default=20)
     option("log-with", "trackers of Accelerate, such as tensorboard or wandb", nargs="*", default=())
     option("labels-per-class", "for the table at the end", type=int, default=10)
@@ -163,7 +171,7 @@ def rates_were_searched(settings: dict[str, Any]) -> bool:
         "output",
         "seed",
         "draws",
-        "checkpoint_steps",
+        "checkpoint_seconds",
         "picture_epochs",
         "log_with",
         "threads",
@@ -185,8 +193,10 @@ def schedule(args: argparse.Namespace, step: int, steps: int, per_epoch: int) ->
     return rate, cosine(args.weight_decay[0], args.weight_decay[1], step / steps)
 
 
-def pretrain(args: argparse.Namespace, settings: dict[str, Any], data: Data, accelerator: Accelerator) -> None:
-    """Train, and leave checkpoint.safetensors at its last step."""
+def pretrain(
+    args: argparse.Namespace, settings: dict[str, Any], data: Data, accelerator: Accelerator, stop: runs.Stop
+) -> None:
+    """Train, and leave checkpoint.safetensors at its last step; or at another, and end here, where a signal says so."""
     torch.manual_seed(args.seed)
     model = build(settings, data.channels)[0]
     for module in model.unused():
@@ -214,12 +224,13 @@ def pretrain(args: argparse.Namespace, settings: dict[str, Any], data: Data, acc
     if accelerator.is_main_process:  # lines of steps after the checkpoint come again
         save_text(metrics, "".join(line for line in whole_lines(metrics) if json.loads(line)["step"] <= first))
 
-    batches = data.train.batches(
-        mine(args, accelerator, order(len(data.train), args.batch_size, args.seed, first, steps))
-    )
+    numbers = order(len(data.train), args.batch_size, args.seed, first, steps)
+    batches = runs.unsignalled(data.train.batches(mine(args, accelerator, numbers)))
     recent: list[Looked] = []  # since they were last looked at
     saved, timed, since = first, first, time.perf_counter()
+    written = time.monotonic()
     progress = tqdm(range(first, steps), "pretraining", steps, initial=first, disable=not accelerator.is_main_process)
+    stop.begin_steps()
     for step in progress:
         rate, decay = schedule(args, step, steps, per_epoch)
         for group, share in zip(optimizer.param_groups, decays, strict=True):
@@ -227,7 +238,11 @@ def pretrain(args: argparse.Namespace, settings: dict[str, Any], data: Data, acc
         recent.append(update(args, step, batches, views, corrupt, model, optimizer, accelerator))
 
         done = step + 1
-        says, saves = done % 10 == 0 or done == steps, done % args.checkpoint_steps == 0 or done == steps
+        says = done % 10 == 0 or done == steps
+        signalled, due = stop.number, time.monotonic() - written >= args.checkpoint_seconds
+        if accelerator.num_processes > 1:  # where each has its own clock and signals
+            signalled, due = agree(signalled, due, accelerator) if says else (0, False)
+        saves = due or signalled > 0 or done == steps
         if says or saves:
             unsaid += look_at(recent, args, accelerator, len(data.train), saved)
             recent.clear()
@@ -250,7 +265,24 @@ def pretrain(args: argparse.Namespace, settings: dict[str, Any], data: Data, acc
             scaler = accelerator.scaler and accelerator.scaler.state_dict()
             if accelerator.is_main_process:
                 save_tensors(checkpoint, whole, {"step": done, "unsaid": unsaid, "scaler": scaler})
-            saved = done
+            saved, written = done, time.monotonic()
+        if signalled:
+            progress.close()
+            accelerator.print(
+                f"stopped by {signal.Signals(signalled).name} at step {done} of {steps}, which is in {checkpoint}; "
+                f"to go on: {stop.command}",
+                flush=True,
+            )
+            accelerator.end_training()
+            raise SystemExit(128 + signalled)
+    stop.end_steps()
+
+
+def agree(signalled: int, due: bool, accelerator: Accelerator) -> tuple[int, bool]:
+    """Return a signal that any process got, or 0, and whether the main process finds that a checkpoint is due."""
+    own = torch.tensor([[signalled, due and accelerator.is_main_process]], device=accelerator.device)
+    signalled, due = accelerator.gather(own).amax(0).tolist()
+    return signalled, bool(due)
 
 
 def mine(args: argparse.Namespace, accelerator: Accelerator, numbers: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -350,23 +382,68 @@ def whole_lines(path: Path) -> list[str]:
     return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")] if path.exists() else []
 
 
+def config_of(run: Path) -> dict[str, Any] | None:
+    """Return the settings of a run folder; None where it is no such folder."""
+    try:
+        settings = json.loads((run / "config.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return settings if isinstance(settings, dict) and "version_of_images" in settings else None
+
+
 def check_run(args: argparse.Namespace, settings: dict[str, Any], compares: bool) -> str:
     """Say why the run folder is not to be touched, where it is finished or was made with other settings."""
+    elsewhere = f"Give another --output than {args.output}."
     afresh = f"To start afresh, delete the folder or give another --output than {args.output}."
-    if (args.output / "config.json").exists():
-        before = json.loads((args.output / "config.json").read_text())
+    before = config_of(args.output)
+    if before is not None:
+        prolonged = before["epochs"] < args.epochs
         for name in sorted(before.keys() | settings.keys()):
             old, new = before.get(name), settings.get(name)
-            if old != new:
+            if old != new and not (name == "epochs" and prolonged):
                 option = f"--{name.replace('_', '-')}" if name in vars(args) else name.replace("_", " ")
-                return f"{args.output} was made with {option} {old}, not {new}: give that again. {afresh}"
-        if (args.output / "encoder.safetensors").exists() and (not compares or (args.output / "results.json").exists()):
-            return f"{args.output} is finished: it is neither continued nor overwritten. {afresh}"
+                more = ", or more" if name == "epochs" else ""
+                return f"{args.output} was made with {option} {old}, not {new}: give that again{more}. {afresh}"
+        finished = (args.output / "encoder.safetensors").exists() and not prolonged
+        if finished and (not compares or (args.output / "results.json").exists()):
+            return f"{args.output} is finished: neither continued nor overwritten; more --epochs prolong it. {afresh}"
     elif args.output.exists() and not args.output.is_dir():
-        return f"{args.output} is a file. {afresh}"
-    elif args.output.exists() and {path.name for path in args.output.iterdir()} - {"config.json.unfinished"}:
-        return f"{args.output} has files, but no config.json: it is no run of this script. {afresh}"
+        return f"{args.output} is a file. {elsewhere}"
+    elif args.output.exists() and {path.name for path in args.output.iterdir()} - {"config.json.unfinished", "lock"}:
+        return f"{args.output} has files, but no config.json of a run: it is no run of this script. {elsewhere}"
     return ""
+
+
+def take_run(
+    args: argparse.Namespace, settings: dict[str, Any], compares: bool, lock: runs.Lock, size: int
+) -> tuple[int, str]:
+    """Make the run folder and lock it; or, with nothing written, return an exit status and why it is not to be had."""
+    checkpoint = args.output / "checkpoint.safetensors"
+    need = 2 * 3 * size + 10**7 - (checkpoint.stat().st_size if checkpoint.exists() else 0)  # pictures and text too
+    refusal = check_run(args, settings, compares) or runs.obstacle(args.output, need)
+    if refusal:
+        return 1, refusal
+    args.output.mkdir(parents=True, exist_ok=True)
+    holder = lock.take()
+    if holder:
+        return 2, f"{args.output} is in use by {holder}. Wait until that has ended, or give another --output."
+    return 1, check_run(args, settings, compares)  # again: another process may have had it until now
+
+
+def prolong(args: argparse.Namespace, settings: dict[str, Any]) -> None:
+    """Where the run had fewer epochs, put aside what they ended in, and say what the learning rate does."""
+    before = config_of(args.output)
+    if before is None or before["epochs"] == args.epochs:
+        return
+    runs.set_aside(args.output, before["epochs"])
+    checkpoint, per_epoch = args.output / "checkpoint.safetensors", settings["training_images"] // args.batch_size
+    step = about(checkpoint)["step"] if checkpoint.exists() else 0
+    was = schedule(args, max(0, step - 1), before["epochs"] * per_epoch, per_epoch)[0]
+    rate = schedule(args, step, args.epochs * per_epoch, per_epoch)[0]
+    print(
+        f"prolongs {args.output} from {before['epochs']} to {args.epochs} epochs: after step {step} the learning rate "
+        f"goes from {was:.3g} to {rate:.3g}, and on by the schedule of {args.epochs} epochs, a cosine to 1e-6"
+    )
 
 
 def of_first(value: T) -> T:
@@ -384,12 +461,6 @@ def settings_of(args: argparse.Namespace, data: Data) -> dict[str, Any]:
     return whole
 
 
-def config_of(run: Path) -> dict[str, Any]:
-    """Return a run's config.json, empty where it has none."""
-    config: dict[str, Any] = json.loads((run / "config.json").read_text()) if (run / "config.json").exists() else {}
-    return config
-
-
 def keep_choices(args: argparse.Namespace, before: dict[str, Any]) -> None:
     """Take what was chosen for a run when it began, where nothing else is asked for now."""
     if args.precision == "auto":
@@ -401,7 +472,16 @@ def keep_choices(args: argparse.Namespace, before: dict[str, Any]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    args = parse(arguments)
+    args, command = parse(arguments), runs.same_command(arguments)
+    with (
+        runs.one_sentence(command),
+        runs.Lock(args.output) as lock,
+        runs.Stop(args.output / "checkpoint.safetensors", command) as stop,
+    ):
+        run(args, lock, stop)
+
+
+def run(args: argparse.Namespace, lock: runs.Lock, stop: runs.Stop) -> None:
     # Unsaid, torchrun's processes on CPUs would not know of each other.
     processes = PartialState(cpu=not torch.accelerator.is_available())
     if args.precision == "fp16" and processes.device.type == "cpu":  # where Accelerate would take fp32
@@ -421,7 +501,10 @@ def main(arguments: list[str] | None = None) -> None:
     try_masks(args, settings, data)
     model, encoder_options = build(settings, data.channels)
     for_timm = encoder_config(model, encoder_options, data)
-    keep_choices(args, of_first(config_of(args.output)))
+    weights, size = (sum(part) for part in zip(*((w.numel(), w.nbytes) for w in model.parameters()), strict=True))
+    del model
+    before: dict[str, Any] = config_of(args.output) or {}
+    keep_choices(args, of_first(before))
     # One process times its steps; the others wait for it.
     mine_alone = choose(args, settings, data, processes.device) if processes.is_main_process else None
     speed = cast(Speed, of_first(mine_alone))
@@ -430,12 +513,19 @@ def main(arguments: list[str] | None = None) -> None:
         args.epochs = epochs_in(args, speed, data, compares)
     torch.set_num_threads(args.threads)
     settings = settings_of(args, data)
-    refusal = of_first(check_run(args, settings, compares))
-    if refusal:
-        raise SystemExit(refusal)
+    status, refusal = 1, ""
     if processes.is_main_process:
-        size = sum(weight.numel() for weight in model.parameters())
-        print(describe(args, settings, data, speed, size, compares, processes.device.type), flush=True)
+        if args.dry_run:
+            refusal = check_run(args, settings, compares)
+        else:
+            status, refusal = take_run(args, settings, compares, lock, size)
+    status, refusal = of_first((status, refusal))
+    if refusal:
+        if processes.is_main_process:
+            print(refusal, file=sys.stderr)
+        raise SystemExit(status)
+    if processes.is_main_process:
+        print(describe(args, settings, data, speed, weights, compares, processes.device.type), flush=True)
     if args.dry_run:
         return
     accelerator = Accelerator(
@@ -447,14 +537,14 @@ def main(arguments: list[str] | None = None) -> None:
         project_dir=args.output,
     )
     if accelerator.is_main_process:
-        args.output.mkdir(parents=True, exist_ok=True)
+        prolong(args, settings)
         save_text(args.output / "config.json", json.dumps(settings, indent=2) + "\n")
         (args.output / "reconstructions").mkdir(exist_ok=True)
     # TensorBoard takes no lists.
     accelerator.init_trackers("pretraining", {name: str(value) for name, value in settings.items()})
 
     if not of_first((args.output / "encoder.safetensors").exists()):
-        pretrain(args, settings, data, accelerator)
+        pretrain(args, settings, data, accelerator, stop)
         if accelerator.is_main_process:
             weights = tensors(args.output / "checkpoint.safetensors", "model.")
             save_tensors(args.output / "autoencoder.safetensors", weights)
