@@ -200,3 +200,10 @@ def test_an_ablation_goes_on_where_it_was_stopped(
     assert rows["tokens"]["fine-tuned, difference"]["mean"] == pytest.approx(difference)
     with pytest.raises(SystemExit, match="was made with labels 10"):
         run("--labels", 20, *base)
+
+
+def test_the_whole_idea_in_one_file(pretrain: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    importlib.import_module("minimal").main(pretraining=20, finetuning=10)
+    printed = capsys.readouterr().out
+    for words in ("step    20 of 20: loss", "accuracy on 360 held-out digits", "from scratch: ", "pretrained: "):
+        assert words in printed

@@ -11,7 +11,7 @@ from kornia.augmentation import IntensityAugmentationBase2D
 from torch import Tensor
 
 from ..filling.fills import Fill
-from ..inputs import as_share
+from ..inputs import as_flag, as_share
 from ..plan import MaskPlan
 from ..transform import GroupMask
 
@@ -84,7 +84,8 @@ class RandomGroupMask(IntensityAugmentationBase2D):
         p: float = 1.0,
         keepdim: bool = False,
     ) -> None:
-        super().__init__(p=as_share("p", p), same_on_batch=same_on_batch, keepdim=keepdim)
+        flags = {"same_on_batch": as_flag("same_on_batch", same_on_batch), "keepdim": as_flag("keepdim", keepdim)}
+        super().__init__(p=as_share("p", p), **flags)
         # With p=1: which images are left alone is Kornia's to draw.
         self.group_mask = GroupMask(patch_size, ratio, fill, group_size=group_size, placement=placement, seed=seed)
         self._mask: Tensor | None = None

@@ -379,6 +379,8 @@ def test_wrong_input_is_refused_in_plain_words() -> None:
             module(torch.rand(2, 3, 40, 32))
     with pytest.raises(ValueError, match="p is in"):
         RandomGroupMask(8, p=1.5)
+    with pytest.raises(TypeError, match="keepdim is True or False; got 'no'"):
+        RandomGroupMask(keepdim="no")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="p is a number"):
         RandomGroupMask(8, p="0.5")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="unknown fill"):
