@@ -47,6 +47,7 @@ def main() -> None:
     if here.images < args.batch_size or here.rounds < 2:
         parser.error(f"--images is at least --batch-size, {args.batch_size}, and --rounds at least 2")
 
+    args.precision = "no" if args.precision == "auto" else args.precision
     settings = vars(args)
     accelerator = Accelerator(
         mixed_precision=args.precision,

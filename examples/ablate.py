@@ -24,7 +24,7 @@ from typing import Any
 import pretrain
 from accelerate import PartialState
 from checkpoint import save_text
-from data import load, the_same_images
+from data import of_run, the_same_images
 from evaluate import Evaluation, draw, labels_of, made_by, mean_spread, probe, to_classify, written
 from sklearn.neighbors import KNeighborsClassifier
 from torch import arange
@@ -122,7 +122,7 @@ def main(arguments: list[str] | None = None) -> None:
             if before[name] != value:
                 raise SystemExit(f"{args.folder} was made with {name} {before[name]}, not {value}; take another folder")
     base = pretrain.parse(command(args, args.variants[0], 0))
-    data = load(base.data, base.image_size, PartialState().device, base.samples_per_epoch)
+    data = of_run(vars(base), PartialState().device)
     draw(to_classify(data), args.labels, 0, data.classes)  # says now what it cannot do
     args.folder.mkdir(parents=True, exist_ok=True)
     save_text(kept, json.dumps(settings, indent=1) + "\n")

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache
 from io import BytesIO
 from itertools import chain, count
 from pathlib import Path
@@ -39,10 +38,18 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 from tqdm import tqdm
 
+try:
+    import pillow_heif  # type: ignore[import-not-found]
+except ImportError:
+    pillow_heif = None
+else:
+    pillow_heif.register_heif_opener()
+
 MEMORY = 4 * 2**30  # bytes of a folder's images that are held in memory; more than that is read as it is needed
 THIN = 10  # times as long as wide, and an image is left out: its middle square shows nothing of it
 RAW = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2")
-HEIC = (".heic", ".heif")
+HEIC = (".heic", ".heif")  # of many phones; Pillow reads it with pillow-heif
+READ = (*IMG_EXTENSIONS, *HEIC) if pillow_heif else IMG_EXTENSIONS
 SHUFFLED = 1000  # images of a stream that each worker holds and draws from
 
 
@@ -451,23 +458,16 @@ def why_not(path: Path) -> str | None:
     suffix = path.suffix.lower()
     if path.name.startswith("."):
         return "hidden"
-    if suffix in HEIC and not reads_heic():
-        return "HEIC (pip install pillow-heif)"
-    if suffix not in (*IMG_EXTENSIONS, *HEIC):
+    if suffix not in READ:
         kinds = {"": "without an extension", ".gif": "GIF"} | dict.fromkeys(RAW, "raw")
-        return kinds.get(suffix, "no images")
+        kinds |= dict.fromkeys(HEIC, "HEIC (pip install pillow-heif)")
+        return kinds.get(suffix, "of other kinds")
     return None if path.exists() else "dangling links"
 
 
-@cache
-def reads_heic() -> bool:
-    """Tell whether Pillow reads HEIC, the format of many phones: with pillow-heif."""
-    try:
-        import pillow_heif  # type: ignore[import-not-found]
-    except ImportError:
-        return False
-    pillow_heif.register_heif_opener()
-    return True
+def in_words(left_out: Counter[str]) -> str:
+    """Return how many files were left out, by reason."""
+    return ", ".join(f"{number:,} {why}" for why, number in sorted(left_out.items())) or "none"
 
 
 def sizes(paths: list[Path], most: int = 200) -> str:
@@ -513,7 +513,7 @@ def folder(path: Path, image_size: int, device: torch.device, labelled: bool = T
     if not labelled:
         every = sorted(str(p) for p in path.rglob("*") if not p.is_dir() and is_image(str(p)))
         if not every:
-            raise SystemExit(f"--data {path} has no images" + "".join(f"; {n} {why}" for why, n in left_out.items()))
+            raise SystemExit(f"--data {path} has no images; left out: {in_words(left_out)}")
         return of([[(name, 0) for name in every]], [])
     flat = sorted(str(p) for p in path.iterdir() if not p.is_dir() and is_image(str(p)))
     inside = [p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")]
@@ -636,6 +636,12 @@ def load(
             f"there is no folder {name!r}"
         )
     return folder(Path(name), image_size, device, labelled)
+
+
+def of_run(settings: dict[str, Any], device: torch.device) -> Data:
+    """Return the images of a run's settings."""
+    labelled = not settings.get("no_labels", False)  # which runs before this option did not have
+    return load(settings["data"], settings["image_size"], device, settings["samples_per_epoch"], labelled)
 
 
 def the_same_images(run: Path, settings: dict[str, Any], data: Data) -> None:

@@ -14,6 +14,8 @@ import argparse
 import json
 import math
 import os
+import sys
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +25,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from checkpoint import tensors, write_whole
-from data import Memory, cores, photographs, read, skipped, to_side, why_not
+from data import Memory, cores, in_words, photographs, read, skipped, to_side, why_not
 from evaluate import outputs, settings_of
 from matplotlib.figure import Figure
 from model import build
@@ -36,8 +38,9 @@ NEIGHBOURS = 5
 
 
 def find(names: list[Path]) -> list[Path]:
-    """Return the photographs that are named, and those in the folders that are named, at any depth."""
+    """Return the photographs that are named, and those in named folders, at any depth; say what is left out."""
     found: list[Path] = []
+    left_out: Counter[str] = Counter()
     for name in names:
         if not name.exists():
             raise SystemExit(f"there is no {shown(name)}: give photographs, or folders with photographs")
@@ -45,7 +48,14 @@ def find(names: list[Path]) -> list[Path]:
             found.append(name)
         for parent, folders, files in os.walk(name, followlinks=True):
             folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
-            found += [Path(parent, file) for file in sorted(files) if why_not(Path(parent, file)) is None]
+            for path in (Path(parent, file) for file in sorted(files)):
+                reason = why_not(path)
+                if reason is None:
+                    found.append(path)
+                else:
+                    left_out[reason] += 1
+    if left_out:
+        print(f"left out: {in_words(left_out)}", file=sys.stderr)
     if not found:
         raise SystemExit(f"there are no photographs in {', '.join(map(shown, names))}, nor in folders inside")
     return list(dict.fromkeys(found))
@@ -122,7 +132,9 @@ def main(arguments: list[str] | None = None) -> None:
             raise SystemExit(f"{output} is inside {name}, whose photographs are looked for: give another --output")
     config = json.loads((args.run / "encoder.json").read_text())
     if "pretrained_cfg" not in config:
-        raise SystemExit(f"{args.run}/encoder.json is of an earlier version of pretrain.py: pretrain anew")
+        raise SystemExit(
+            f"{args.run}/encoder.json is of an earlier pretrain.py, and lacks the crop: pretrain again, elsewhere"
+        )
     device = PartialState().device
     body = build(settings, config["in_chans"])[0]
     body.load_state_dict(tensors(args.run / "autoencoder.safetensors"))

@@ -33,6 +33,7 @@ import platform
 import shlex
 import statistics
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -47,7 +48,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import PartialState
 from checkpoint import save_text, tensors
-from data import Data, Source, Views, load, order, pick_labelled, seed_of, the_same_images
+from data import Data, Source, Views, load, of_run, order, pick_labelled, seed_of, the_same_images
 from model import Autoencoder, Classifier, build, parameters
 from scipy.stats import ttest_1samp
 from sklearn.linear_model import LogisticRegression
@@ -265,7 +266,7 @@ def opened(run: Path, data_name: str | None) -> Evaluation:
     """Return a finished run with labelled images, its own if none are named; end here if the two do not go together."""
     settings = settings_of(run)
     name, device = data_name or settings["data"], PartialState().device
-    data = load(name, settings["image_size"], device, None if data_name else settings["samples_per_epoch"])
+    data = load(data_name, settings["image_size"], device) if data_name else of_run(settings, device)
     evaluation = Evaluation(run, settings, data, device, name)
     if not data_name:
         the_same_images(run, settings, data)
@@ -518,7 +519,7 @@ def compare_on_few_labels(
     gain = mean_spread(
         [ours - theirs for ours, theirs in zip(values["pretrained"], values["from scratch"], strict=True)]
     )
-    print(f"\n{verdict(gain['each'])} Pictures, weights and metrics: {run}/")
+    print(f"\n{textwrap.fill(verdict(gain['each']), 100)}\nPictures, weights and metrics: {run}/")
     about = {"held_out": len(test_labels), "steps": steps, "labels_per_class": per_class, "draws": draws}
     everything = {**about, "rates_were_searched": rates_were_searched, "accuracy": results, "gain_in_points": gain}
     save_text(run / "results.json", json.dumps(everything, indent=1) + "\n")

@@ -38,7 +38,7 @@ def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def encoder() -> VisionTransformer:
     """Return a small ViT of timm without a class token: images in, one vector a patch out, ``(B, 16, WIDTH)``."""
-    model = VisionTransformer(SIDE, PATCH, 1, 0, "", WIDTH, depth=4, num_heads=4, class_token=False)
+    model = VisionTransformer(SIDE, PATCH, 1, 0, "", WIDTH, depth=2, num_heads=4, class_token=False)
     # Sines and cosines, as MAE has them: timm's own start is faint beside such small patches.
     model.pos_embed = nn.Parameter(build_sincos2d_pos_embed([GRID, GRID], WIDTH, interleave_sin_cos=True)[None])
     return model
@@ -101,7 +101,7 @@ def accuracy(vit: VisionTransformer, few: tuple[Tensor, Tensor], test: tuple[Ten
         return 100 * float((head(vit(test[0]).mean(1)).argmax(1) == test[1]).float().mean())
 
 
-def main(pretraining: int = 600, finetuning: int = 80) -> None:
+def main(pretraining: int = 700, finetuning: int = 100) -> None:
     torch.manual_seed(0)
     images, labels, *test = digits()
     vit = pretrain(images, pretraining)

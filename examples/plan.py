@@ -8,7 +8,7 @@ import time
 from typing import Any, NamedTuple
 
 import torch
-from data import Data, Views, cores
+from data import Data, Views, cores, in_words
 from model import build, masks, parameters
 
 from gmml_aug import patch_to_pixel
@@ -25,7 +25,10 @@ class Speed(NamedTuple):
 
 
 def timed(settings: dict[str, Any], data: Data, device: torch.device, precision: str, threads: int) -> Speed:
-    """Take a few steps with weights that are thrown away: of few images, and where that is quick, of a whole batch."""
+    """Take a few steps with weights that are thrown away: of few images, and where that is quick, of a whole batch.
+
+    Reading files, which workers do beside it, is not in it.
+    """
     before, part = torch.get_num_threads(), settings["batch_size"] // settings["accumulation"]
     torch.set_num_threads(threads)
     with torch.random.fork_rng():
@@ -81,13 +84,9 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def minutes(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 90
-        else f"{seconds / 60:.0f} min"
-        if seconds < 5400
-        else f"{seconds / 3600:.1f} h"
-    )
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def epochs_in(args: argparse.Namespace, speed: Speed, data: Data, compares: bool) -> int:
@@ -112,26 +111,18 @@ def after(args: argparse.Namespace, speed: Speed) -> float:
     return seconds
 
 
-def describe(
-    args: argparse.Namespace,
-    settings: dict[str, Any],
-    data: Data,
-    speed: Speed,
-    weights: int,
-    compares: bool,
-    where: str,
-) -> str:
+def describe(args: argparse.Namespace, data: Data, speed: Speed, weights: int, compares: bool, where: str) -> str:
     """Return the plan, a few lines."""
     held = 0 if data.test is None else len(data.test)
     steps = args.epochs * (len(data.train) // args.batch_size)
     side, patch = args.image_size, args.patch_size
     threads = f", {speed.threads} thread{'s' * (speed.threads > 1)}" if where == "cpu" else ""
-    seen = f"{side}x{side} pixels; the middle square, cropped, mirrored and jittered" if data.channels == 3 else ""
+    seen = "; the middle square, cropped, mirrored and jittered" if data.channels == 3 else ""  # not the digits
     lines = [
         ("images", f"{len(data.train):,} to train on, {held:,} held out" + (f"; {data.sizes}" if data.sizes else "")),
-        ("left out", ", ".join(f"{count:,} {why}" for why, count in sorted(data.left_out.items())) or "none"),
+        ("left out", in_words(data.left_out)),
         ("classes", shortened(data.classes) if data.classes else "none: nothing is compared at the end"),
-        ("seen as", seen or f"{side}x{side} pixels"),
+        ("seen as", f"{side}x{side} pixels{seen}"),
         (
             "network",
             f"{args.model}, {weights / 1e6:.1f} million weights, {(side // patch) ** 2} patches of {patch}x{patch}",
@@ -141,7 +132,7 @@ def describe(
         ("comparison", f"{2 * args.draws} fine-tunings: {minutes(after(args, speed))}" if compares else "none"),
         ("run folder", f"{args.output}"),
     ]
-    return "\n".join(f"{name:<12} {text}" for name, text in lines if text)
+    return "\n".join(f"{name:<12} {text}" for name, text in lines)
 
 
 def shortened(names: list[str], most: int = 10) -> str:

@@ -33,7 +33,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list
 from checkpoint import about, restore, save_tensors, save_text, state, tensors
-from data import Data, Raw, Views, load, order, pick_labelled, seed_of
+from data import Data, Raw, Views, of_run, order, pick_labelled, seed_of
 from evaluate import compare_on_few_labels
 from model import build, encoder_config, encoder_weights, masks, parameters
 from plan import Speed, choose, describe, epochs_in
@@ -45,6 +45,7 @@ from visualise import draw_reconstructions
 from gmml_aug import GroupMask, patch_to_pixel
 
 T = TypeVar("T")
+OF_CALL = {"minutes", "dry_run"}  # options that say nothing of the run
 
 # What suits 8x8 digits and small photographs; every one of them is also an option.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -115,12 +116,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     option("clip", "largest norm of the gradient", type=float, default=3.0)
     option(
         "precision",
-        "of the forward pass; auto takes bf16 on a GPU, and elsewhere if a timed step is faster with it",
+        "of the forward pass; auto takes bf16 where a timed step is faster with it",
         choices=("auto", "no", "bf16", "fp16"),
         default="bf16" if torch.cuda.is_available() else "no" if known.data == "digits" else "auto",
     )
     option("threads", "of a CPU; one if a timed step is as fast with it, else all of them", type=int)
-    option("minutes", "take as many epochs as fit, in the place of --epochs", type=float)
+    option("minutes", "as many epochs as fit, in the place of --epochs; a run that goes on keeps its own", type=float)
     parser.add_argument("--dry-run", action="store_true", help="say what would be done and how long it takes, and end")
     parser.add_argument("--no-labels", action="store_true", help="take all images of a folder, however deep")
     parser.add_argument("--compile", action="store_true", help="compile the network")
@@ -167,17 +168,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def rates_were_searched(settings: dict[str, Any]) -> bool:
     """Tell whether evaluate.py has searched the fine-tuning rates of these settings: on the digits, as they come."""
-    free = {
-        "output",
-        "seed",
-        "draws",
-        "checkpoint_seconds",
-        "picture_epochs",
-        "log_with",
-        "threads",
-        "minutes",
-        "dry_run",
-    }
+    free = {"output", "seed", "draws", "checkpoint_seconds", "picture_epochs", "log_with", "threads"} | OF_CALL
     searched = json.loads(json.dumps({k: v for k, v in vars(parse(["--data", "digits"])).items() if k not in free}))
     return all(settings[name] == value for name, value in searched.items())
 
@@ -454,8 +445,7 @@ def of_first(value: T) -> T:
 
 def settings_of(args: argparse.Namespace, data: Data) -> dict[str, Any]:
     """Return what the run is, as config.json has it."""
-    of_call = ("output", "minutes", "dry_run")
-    settings = {name: value for name, value in vars(args).items() if name not in of_call}
+    settings = {name: value for name, value in vars(args).items() if name not in {"output", *OF_CALL}}
     settings |= {"training_images": len(data.train), "version_of_images": data.fingerprint}
     whole: dict[str, Any] = json.loads(json.dumps(settings, default=str))
     return whole
@@ -491,7 +481,7 @@ def run(args: argparse.Namespace, lock: runs.Lock, stop: runs.Stop) -> None:
             f"--batch-size {args.batch_size} is over all processes and does not divide by {processes.num_processes} "
             f"processes times --accumulation {args.accumulation}"
         )
-    data = load(args.data, args.image_size, processes.device, args.samples_per_epoch, not args.no_labels)
+    data = of_run(vars(args), processes.device)
     if len(data.train) < args.batch_size:
         raise SystemExit(f"--batch-size {args.batch_size} is more than the {len(data.train)} images there are")
     compares = args.draws > 0 and data.test is not None and len(data.classes) > 1
@@ -506,8 +496,8 @@ def run(args: argparse.Namespace, lock: runs.Lock, stop: runs.Stop) -> None:
     before: dict[str, Any] = config_of(args.output) or {}
     keep_choices(args, of_first(before))
     # One process times its steps; the others wait for it.
-    mine_alone = choose(args, settings, data, processes.device) if processes.is_main_process else None
-    speed = cast(Speed, of_first(mine_alone))
+    chosen = choose(args, settings, data, processes.device) if processes.is_main_process else None
+    speed = cast(Speed, of_first(chosen))
     args.precision, args.threads = speed.precision, speed.threads
     if args.minutes and args.epochs is None:
         args.epochs = epochs_in(args, speed, data, compares)
@@ -525,7 +515,7 @@ def run(args: argparse.Namespace, lock: runs.Lock, stop: runs.Stop) -> None:
             print(refusal, file=sys.stderr)
         raise SystemExit(status)
     if processes.is_main_process:
-        print(describe(args, settings, data, speed, weights, compares, processes.device.type), flush=True)
+        print(describe(args, data, speed, weights, compares, processes.device.type), flush=True)
     if args.dry_run:
         return
     accelerator = Accelerator(

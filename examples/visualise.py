@@ -11,7 +11,6 @@ and RUN/attention.png, where the last block looks from chosen patches.
 from __future__ import annotations
 
 import argparse
-import json
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from checkpoint import tensors
-from data import Data, Raw, Source, Views, load, the_same_images
+from data import Data, Raw, Source, Views, load, of_run, the_same_images
+from evaluate import settings_of
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
@@ -247,12 +247,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     run: Path = args.run
 
-    config, saved = run / "config.json", run / "autoencoder.safetensors"
-    if not config.exists():
-        raise SystemExit(f"{run} has no config.json: it is no run folder of pretrain.py")
-    settings: dict[str, Any] = json.loads(config.read_text())
-    if not saved.exists():
-        raise SystemExit(f"{run} has no {saved.name}: it is not finished; the same pretrain.py command again goes on")
+    settings = settings_of(run)
     rows = settings["image_size"] // settings["patch_size"]
     near, far = rows // 4, rows - 1 - rows // 4
     patches = args.patches or sorted({(row, column) for row in (near, far) for column in (near, far)})
@@ -261,13 +256,13 @@ def main(arguments: list[str] | None = None) -> None:
             raise SystemExit(f"--patches takes rows and columns from 1 to {rows}; got {row + 1},{column + 1}")
 
     accelerator = Accelerator()
-    samples = None if args.data else settings["samples_per_epoch"]
-    data = load(args.data or settings["data"], settings["image_size"], accelerator.device, samples)
+    device = accelerator.device
+    data = load(args.data, settings["image_size"], device) if args.data else of_run(settings, device)
     if not args.data:
         the_same_images(run, settings, data)
     if len(held_out(data)[0]) < 3:
         raise SystemExit(f"{data.name} has fewer than three {held_out(data)[1]}: an image, its donor and a third one")
-    weights = tensors(saved)
+    weights = tensors(run / "autoencoder.safetensors")
     channels = weights["encoder.patch_embed.proj.weight"].shape[1]
     if channels != data.channels:
         raise SystemExit(f"the run's network takes images of {channels} channels; {data.name} has {data.channels}")

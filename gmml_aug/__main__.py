@@ -123,7 +123,7 @@ def _one_or_pair(numbers: list[float]) -> float | tuple[float, ...]:
 
 
 def _shortened(name: str, most: int) -> str:
-    """Leave out the middle of a long file name: both of its ends tell files apart. And what no terminal can show."""
+    """Return a file name without bytes that no terminal shows, and without its middle where it is long."""
     name = os.fsencode(name).decode("utf-8", "replace")
     return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-most // 2 :]}"
 

@@ -87,7 +87,7 @@ def _labels(hidden: Tensor) -> Tensor:
 
     Visible patches have the number of patches instead. Each patch points to a place of its component, at first its own.
     In every round the places that are pointed to take over the lowest end that a neighbour has found, and all ways are
-    halved, so that the rounds grow with the logarithm of the longest (FastSV: Zhang, Azad and Hu, PP 2020, section 3).
+    halved, so that the rounds grow with the logarithm of the longest (FastSV: Zhang, Azad and Hu, arXiv 1910.05971).
     """
     patches = hidden[0].numel()
     place = torch.arange(patches + 1, device=hidden.device)  # one more, to which all visible patches point

@@ -114,7 +114,7 @@ def as_batch(images: object) -> tuple[Tensor, bool]:
     ):
         raise TypeError(f"GroupMask takes images; got a tv_tensors.{type(images).__name__}, which is none")
     batch = plain(images)
-    if hasattr(batch, "to_local"):
+    if hasattr(batch, "to_local"):  # without importing torch.distributed.tensor
         raise TypeError(
             "GroupMask takes plain tensors; got a DTensor; give it images.to_local(), and shard by the batch"
         )

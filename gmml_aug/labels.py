@@ -71,7 +71,7 @@ def owners(plan: MaskPlan, fills: Sequence[Fill]) -> Tensor:
         raise TypeError(f"owner takes a MaskPlan, as sample(images) draws it; got {type(plan).__name__}")
     if plan.mask.ndim != 3:
         raise ValueError("a plan of one image has no other image to show; draw it for a batch (B, C, H, W)")
-    plan = fitted(plan, len(fills))
+    device, plan = plan.mask.device, fitted(plan, len(fills))
     owner = torch.arange(len(plan.mask), device=plan.mask.device)[:, None, None].expand(plan.mask.shape)
     for i, fill in enumerate(fills):
         if isinstance(fill, Alien):
@@ -80,4 +80,4 @@ def owners(plan: MaskPlan, fills: Sequence[Fill]) -> Tensor:
             donor = plan.donor[:, None, None] if fill.per == "image" else plan.group_donor()
             here = plan.mask if len(fills) == 1 else plan.mask & (plan.fill == i)[:, None, None]
             owner = torch.where(here, donor, owner)
-    return owner.contiguous()
+    return owner.contiguous().to(device)

@@ -19,7 +19,7 @@ class MaskPlan(NamedTuple):
 
     For one image ``(C, H, W)`` every field lacks the dimension B. Plans may be put together and cut apart, field by
     field: ``torch.utils.data.default_collate`` makes one plan of the plans of single images. An image whose donor is
-    then no other image of its batch gets one that is drawn anew, from its key, when the plan is applied.
+    then no other image of its batch gets a new one when the plan is applied, drawn from its key.
 
     Attributes:
         mask: ``(B, gh, gw)`` bool, True = hidden.
@@ -66,7 +66,7 @@ class MaskPlan(NamedTuple):
 
 
 def fitted(plan: MaskPlan, fills: int) -> MaskPlan:
-    """Return a plan for the batch that it has now, and where it can be worked with.
+    """Return a plan whose donors are in its batch, on a device that has the arithmetic; refuse one of more fills.
 
     Args:
         plan: of a batch or of one image.

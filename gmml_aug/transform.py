@@ -58,8 +58,8 @@ class GroupMask(nn.Module):
         seed: ``None``: the numbers follow torch's global generator, that of the images' device. An int: a stream of
             its own. The sample's number is then its ``index`` or, where none is given, a counter that is a buffer in
             ``state_dict()``; the workers of a DataLoader and the ranks of a job each have another stream, and so does
-            each process that is forked. A worker that is started anew, for another epoch or another DataLoader, counts
-            from the same number again: pass ``index=epoch * len(data) + i`` or use ``persistent_workers=True``. Under
+            each process that is forked. A new worker, for another epoch or another DataLoader, counts from the same
+            number again: pass ``index=epoch * len(data) + i`` or use ``persistent_workers=True``. Under
             activation checkpointing, which calls twice, and where a pool of processes gets the transform with each of
             its tasks, pass ``index`` too.
         inplace: write into the input.
@@ -98,7 +98,7 @@ class GroupMask(nn.Module):
         self.placement = placement
         self.seed = inputs.as_seed(seed)
         self.inplace = inputs.as_flag("inplace", inplace)
-        self._home = os.getpid(), -1
+        self._home = os.getpid(), -1  # the process that made it, and the rank that pickled it
         # With no seed nothing depends on the counter, so it stays out of checkpoints.
         self.register_buffer("counter", _counter(0, "cpu"), persistent=seed is not None)
 
@@ -124,7 +124,7 @@ class GroupMask(nn.Module):
 
     def _share(self, ratio: tuple[float, float], p: float) -> None:
         with torch.inference_mode(False):
-            # torch.compile compiles anew for each number that it sees, but not for what is in a tensor.
+            # In a tensor, because torch.compile compiles once for each number that it sees.
             shares = torch.tensor([*ratio, p], dtype=torch.float64, device="cpu")
         self.__dict__.update(_ratio=ratio, _p=p, _shares=shares)
 

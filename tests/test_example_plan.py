@@ -62,7 +62,7 @@ def test_a_plan_names_what_is_taken_and_left_out_and_writes_nothing(
     assert "40x30 to 40x40 pixels" in plan or "40x30 to 5000x1" in plan
     for words in (
         "1 GIF", "1 HEIC (pip install pillow-heif)", "1 dangling links", "1 raw", "1 thin", "2 unreadable",
-        "1 without an extension", "1 no images", "2: cats, dogs", "16 patches of 4x4", "4 fine-tunings",
+        "1 without an extension", "1 of other kinds", "2: cats, dogs", "16 patches of 4x4", "4 fine-tunings",
     ):  # fmt: skip
         assert words in plan, plan
     assert re.search(r"pretraining +100 epochs, \d+ steps: \d+", plan)
@@ -92,11 +92,20 @@ def test_minutes_pick_the_epochs_and_a_resumed_run_keeps_them(
 def test_a_tree_of_years_is_taken_without_labels(
     photographs: Path, examples: Callable[[str], Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    words = ["--data", str(photographs), "--output", str(tmp_path / "run"), "--no-labels", "--dry-run", *SMALL]
-    examples("pretrain").main(words)
+    run = tmp_path / "run"
+    examples("pretrain").main(
+        ["--data", str(photographs), "--output", str(run), "--no-labels", "--epochs", "1", *SMALL]
+    )
     plan = capsys.readouterr().out
     assert "21 to train on, 0 held out" in plan
     assert "none: nothing is compared at the end" in plan
+    examples("visualise").main([str(run)])  # finds the same images again
+    assert (run / "reconstructions.png").exists()
+    examples("embed").main([str(run), str(photographs), "--output", str(tmp_path / "out")])
+    assert (
+        "left out: 1 GIF, 1 HEIC (pip install pillow-heif), 1 dangling links, 1 of other kinds"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(

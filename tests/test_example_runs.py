@@ -180,7 +180,8 @@ def test_where_there_are_no_locks_the_file_is_one(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="no prlimit")
+# Only Linux limits the files of a process that runs (resource.prlimit); a full tmpfs would need root.
+@pytest.mark.skipif(sys.platform != "linux", reason="limiting another process's files needs Linux's prlimit")
 def test_a_full_disk_is_a_sentence_and_the_last_checkpoint_stays(whole: Run, tmp_path: Path) -> None:  # noqa: F811
     import resource
 

@@ -48,7 +48,7 @@ def whole(corrupt: GroupMask, images: Tensor, plan: MaskPlan, donors: Tensor | N
     if donors is not None:
         plan = plan._replace(donor=plan.pool_donor(len(donors)))
     each = (fill.values(images, plan, images if donors is None else donors) for fill in corrupt.fills)
-    return everywhere.combined(images, plan.mask, plan.fill, len(corrupt.fills) > 1, each)
+    return everywhere.combined(images, plan.mask, plan.fill, enumerate(each))
 
 
 def suits(fill: Fill, dtype: torch.dtype, batch: int, channels: int, pool: bool) -> bool:
@@ -154,6 +154,13 @@ def test_donors_that_are_not_in_the_batch_are_drawn_anew(inplace: bool, backend:
         fits = (donor >= 0) & (donor < 4) & (donor != torch.arange(4))
         out = corrupt.apply(images.clone(), drawn._replace(donor=donor)).images
         assert torch.equal(out, images[torch.where(fits, donor, drawn.donor)])
+
+
+@pytest.mark.parametrize("fill", ["alien", Alien("group"), "shuffle"])
+def test_images_that_are_written_one_by_one_are_copied_as_they_were(fill: Any, backend: str) -> None:
+    images = torch.randn(6, 3, 256, 256)  # more values than functions write at once
+    written = [GroupMask(64, 0.7, fill, seed=0, inplace=inplace)(images.clone()).images for inplace in (False, True)]
+    assert torch.equal(*written)
 
 
 @pytest.mark.parametrize("fill", EACH)

@@ -285,6 +285,19 @@ def test_untouched_noise_of_doubles_is_of_doubles(names: str) -> None:
 
 
 @pytest.mark.parametrize("fill", FILLS)
+def test_untouched_gradients_by_a_plan_of_inference_mode(fill: Any) -> None:
+    corrupt = GroupMask(4, 0.5, fill, seed=0)
+    with torch.inference_mode():
+        plan = corrupt.sample((4, 3, 16, 16))
+    gradients = []
+    for drawn in (plan, GroupMask(4, 0.5, fill, seed=0).sample((4, 3, 16, 16))):
+        images = images_of((4, 3, 16, 16)).requires_grad_()
+        corrupt.apply(images, drawn).images.square().sum().backward()
+        gradients.append(images.grad)
+    assert torch.equal(*gradients)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("fill", FILLS)
 def test_untouched_mapped_over_batches(fill: Any) -> None:
     """Vmap draws once for all that it maps over, whether the transform writes in place or not."""
     images = images_of((3, 4, 3, 32, 32))
@@ -574,8 +587,9 @@ def test_reproducible_the_counter_stays_a_whole_number(cast: str) -> None:
         assert module.counter == 10**6 + 1
         assert torch.equal(module.sample((4, 1, 16, 16)).mask, expected)
     loaded = GroupMask(1, 0.5, seed=0)
-    loaded.load_state_dict({"counter": torch.tensor(10**6 + 1.0)}, assign=True)
-    assert torch.equal(loaded.sample((4, 1, 16, 16)).mask, expected)
+    loaded.load_state_dict({"counter": torch.tensor(2.0**24)}, assign=True)  # where float32 ends to count in ones
+    assert repeats(torch.stack([loaded.sample((1, 16, 16)).mask for _ in range(3)])) == 0
+    assert loaded.counter == 2**24 + 3
 
 
 def test_reproducible_the_launchers_rank_counts_before_the_process_group(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,7 +69,7 @@ def write(images: Tensor, plan: MaskPlan, fills: Sequence[Fill], donors: Tensor 
     if donors is not None:
         plan = plan._replace(donor=plan.pool_donor(donors.shape[0]))
     each = _values(source, plan, fills, donors)
-    out = combined(source, plan.mask, plan.fill, len(fills) > 1, each)
+    out = combined(source, plan.mask, plan.fill, enumerate(each))
     return images.copy_(out) if inplace else out
 
 

@@ -47,7 +47,11 @@ def start(patch: int, n: Layout) -> int:
 
 @intrinsic
 def move(typing: Any, to: Any, origin: Any, at: Any, source: Any, length: Any) -> Any:
-    """Copy some values that lie side by side, by the C library: a loop over 16 of them takes three times as long."""
+    """Copy some values that lie side by side, by the C library: a loop over 16 of them takes three times as long.
+
+    The lines of patches of 16 pixels, of 16, 32 or 64 bytes, are copied without calling it: 325,000 of 16 bytes take
+    1.1 ms instead of 2.6.
+    """
 
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         ends = []
@@ -56,7 +60,7 @@ def move(typing: Any, to: Any, origin: Any, at: Any, source: Any, length: Any) -
         size = to.dtype.bitwidth // 8
         rest, done = builder.append_basic_block(), builder.append_basic_block()
         switch = builder.switch(arguments[4], rest)
-        for length in (16, 32, 64):  # bytes
+        for length in (16, 32, 64):
             block = builder.append_basic_block()
             switch.add_case(arguments[4].type(length // size), block)
             builder.position_at_end(block)

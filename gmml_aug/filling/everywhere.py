@@ -12,23 +12,22 @@ from .operation import COPY, KINDS, Operation, values
 _VALUES = 2**17  # of the images that are written at once on a CPU
 
 
-def combined(images: Tensor, mask: Tensor, fill: Tensor, many: bool, each: Iterable[Tensor]) -> Tensor:
+def combined(images: Tensor, mask: Tensor, fill: Tensor, each: Iterable[tuple[int, Tensor]]) -> Tensor:
     """Return images whose hidden pixels have the values of their fill.
 
     Args:
         images: ``(B, C, H, W)`` or ``(B, T, C, H, W)``.
         mask: ``(B, gh, gw)`` bool.
-        fill: ``(B,)`` int64, which of the values an image takes.
-        many: there are several, so that ``fill`` counts.
-        each: for each fill a value for every pixel.
+        fill: ``(B,)`` int64, the number of the fill that an image takes.
+        each: the number of a fill, and a value for every pixel.
     """
     mask, fill = (t.to(images.device, non_blocking=True) for t in (mask, fill))
     rows, columns = mask.shape[1:]
     spread = mask[:, :, None, :, None].expand(-1, -1, images.shape[-2] // rows, -1, images.shape[-1] // columns)
     hidden = spread.reshape(images.shape[0], *(1,) * (images.ndim - 3), *images.shape[-2:])
     out = images
-    for i, value in enumerate(each):
-        here = hidden & (fill == i).view(-1, *(1,) * (images.ndim - 1)) if many else hidden
+    for number, value in each:
+        here = hidden & (fill == number).view(-1, *(1,) * (images.ndim - 1))
         # where() takes one or the other, so that nothing hidden, not even NaN, reaches the result or a gradient. The
         # images come first: the result has their memory format.
         out = torch.where(~here, out, value)
@@ -44,19 +43,23 @@ def write(
     images: Tensor, out: Tensor, mask: Tensor, fill: Tensor, operations: Sequence[Operation], donors: Tensor | None
 ) -> None:
     """Write the images into ``out``; see :mod:`gmml_aug.filling`."""
-    if images.device.type != "cpu" or any(one.kind not in KINDS for one in operations):
-        each = (values(operation, images, donors, mask.shape[1:]) for operation in operations)
-        out.copy_(combined(images, mask, fill, len(operations) > 1, each))
+    for one in operations:
+        if one.kind not in KINDS:
+            raise ValueError(f"unknown operation {one.kind}")
+    if images.device.type != "cpu":
+        each = (values(one, images, donors, mask.shape[1:]) for one in operations)
+        out.copy_(combined(images, mask, fill, enumerate(each)))
         return
     # A few images after the others, and only the fills that they have: what is made on the way stays in the caches.
     source = images.clone() if out is images and any(one.kind == COPY for one in operations) else images
     step = max(1, _VALUES // images[0].numel())
     for begin in range(0, images.shape[0], step):
         here = slice(begin, begin + step)
-        some, filled = fill[here], images[here]
-        for which in set(some.tolist()).intersection(range(len(operations))):
-            one = operations[which]
-            tensor = one.tensor if len(one.tensor) == 1 else one.tensor[here]
-            value = values(one._replace(tensor=tensor), source, donors, mask.shape[1:])
-            filled = combined(filled, mask[here], (some != which).long(), True, [value])
-        out[here] = filled
+        numbers = set(fill[here].tolist())
+        some = [
+            (number, one if len(one.tensor) == 1 else one._replace(tensor=one.tensor[here]))
+            for number, one in enumerate(operations)
+            if number in numbers
+        ]
+        pairs = ((number, values(one, source, donors, mask.shape[1:])) for number, one in some)
+        out[here] = combined(images[here], mask[here], fill[here], pairs)

@@ -91,14 +91,12 @@ def values(operation: Operation, images: Tensor, donors: Tensor | None, grid: Se
         drawn: Tensor = torch.ops.gmml_aug.noise(key, grid[0] * grid[1], math.prod(inner), images.dtype)
         scaled = scale(drawn.to(images.device, non_blocking=True), operation.mean, operation.std, images.dtype)
         patches = scaled.view(tensor.shape[0], *grid, *inner)
-    elif operation.kind in (COPY, POOL):
-        origin = images if operation.kind == COPY else donors
+    else:
+        origin = {COPY: images, POOL: donors}[operation.kind]
         assert origin is not None, "an operation on a pool comes with donors"
         cut = origin.unflatten(-1, (grid[1], -1)).unflatten(-3, (grid[0], -1)).movedim((-4, -2), (1, 2))
         image, place = tensor // (grid[0] * grid[1]), tensor % (grid[0] * grid[1])
         patches = cut[image, place // grid[1], place % grid[1]]
-    else:
-        raise ValueError(f"unknown operation {operation.kind}")
     joined: Tensor = patches.movedim((1, 2), (-4, -2)).reshape(shape)
     return joined
 

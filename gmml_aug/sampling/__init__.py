@@ -64,12 +64,12 @@ class Call(NamedTuple):
         counter: ``()`` int64, the number of the next sample; is written to.
         named: ``(B,)`` int64 or None, the samples' numbers, if they are named one by one.
         seed: int64, or None for torch's generator.
-        home: where the transform was made: the process, and its rank (-1 if it has none).
+        home: the process that made the transform, and the rank that pickled it; see :func:`~gmml_aug.streams.stream`.
         batch: (B,), or () for one image.
         device: where to draw.
         grid: (height, width) in patches.
-        shares: ``(3,)`` float64 on the CPU: the ratio's ends and p. They may change from call to call, and
-            torch.compile compiles for each number that it sees, but not for what is in a tensor.
+        shares: ``(3,)`` float64 on the CPU: the ratio's ends and p. In a tensor, because they may change from call to
+            call, and torch.compile compiles once for each number that it sees.
         group_size, inside, weights: as in :class:`~gmml_aug.plan.Settings`.
     """
 
@@ -87,7 +87,7 @@ class Call(NamedTuple):
 
 
 _SCHEMA = (
-    "(Tensor(a!) counter, Tensor? index, int? seed, int[] home, SymInt[] batch, Device device, SymInt[] grid, "
+    "(Tensor(a!) counter, Tensor? named, int? seed, int[] home, SymInt[] batch, Device device, SymInt[] grid, "
     "Tensor shares, int[]? group_size, bool inside, float[] weights) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
@@ -103,10 +103,9 @@ def drawn(call: Call) -> MaskPlan:
 def _draw(call: Call) -> MaskPlan:
     counter, named, device = call.counter, call.named, call.device
     low, high, p = call.shares.tolist()
-    rows, columns = call.grid
-    smallest, largest = call.group_size or (0, 0)
-    group_size = (smallest, largest) if call.group_size else None
-    settings = Settings((rows, columns), (low, high), group_size, call.inside, p, tuple(call.weights))
+    group_size = None if call.group_size is None else (call.group_size[0], call.group_size[1])
+    grid = call.grid[0], call.grid[1]
+    settings = Settings(grid, (low, high), group_size, call.inside, p, tuple(call.weights))
     settings.numbers()  # an error of the caller's is none of a backend
     number = call.batch[0] if call.batch else 1
     root: int | Tensor
