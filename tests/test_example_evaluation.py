@@ -111,15 +111,15 @@ def test_longer_budgets_try_the_best_rate_and_its_neighbours(evaluate: ModuleTyp
 def test_the_search_never_sees_the_held_out_images(
     run: Path, finished: Path, evaluate: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = evaluate.load
+    of_run = evaluate.of_run
 
     def with_wrong_test_labels(*arguments: Any) -> Any:
-        data = load(*arguments)
+        data = of_run(*arguments)
         data.test.labels = (data.test.labels + 1) % 10
         data.test.images = data.test.images.flip(-1)
         return data
 
-    monkeypatch.setattr(evaluate, "load", with_wrong_test_labels)
+    monkeypatch.setattr(evaluate, "of_run", with_wrong_test_labels)
     evaluate.main([str(run), *QUICK])
 
     def searched(run: Path) -> list[dict[str, Any]]:
