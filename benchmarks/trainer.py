@@ -16,6 +16,7 @@ import json
 import statistics
 import sys
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,13 @@ from accelerate.utils import GradientAccumulationPlugin
 from report import about_machine, print_markdown
 
 sys.path.append(str(Path(__file__).parent.parent / "examples"))
-import pretrain
-from data import Memory, Views, order, photographs
-from model import build, masks, parameters
+from reference.config import parse, resolved
+from reference.data.sources import Memory
+from reference.data.together import photographs
+from reference.draws import order
+from reference.model import build, masks, parameters
+from reference.training import look_at, mine, update
+from reference.views import Views
 
 from gmml_aug import patch_to_pixel
 
@@ -43,50 +48,48 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10, help="turns of each; default 10")
     parser.add_argument("--output", type=Path, help="a file for the numbers")
     here, rest = parser.parse_known_args()
-    args = pretrain.parse(["--data", "photographs", *rest])
-    if here.images < args.batch_size or here.rounds < 2:
-        parser.error(f"--images is at least --batch-size, {args.batch_size}, and --rounds at least 2")
+    config = resolved(parse(["--data", "photographs", *rest], None).given, torch.accelerator.is_available())
+    if here.images < config.batch_size or here.rounds < 2:
+        parser.error(f"--images is at least --batch-size, {config.batch_size}, and --rounds at least 2")
 
-    args.precision = "no" if args.precision == "auto" else args.precision
-    settings = vars(args)
+    config = replace(config, precision="no" if config.precision == "auto" else config.precision)
     accelerator = Accelerator(
-        mixed_precision=args.precision,
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=args.accumulation),
+        mixed_precision=config.precision,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.accumulation),
     )
     device = accelerator.device
-    torch.manual_seed(args.seed)
-    stored = here.stored_size or round(args.image_size * 8 / 7)
+    torch.manual_seed(config.seed)
+    stored = here.stored_size or round(config.image_size * 8 / 7)
     images = torch.randint(0, 256, (here.images, 3, stored, stored), dtype=torch.uint8).to(device)
-    data = photographs("random", [Memory(images, None)], [], args.image_size)
-    model = build(settings, data.channels)[0]
-    if args.compile:
+    data = photographs("random", [Memory(images, None)], [], config.image_size)
+    model = build(config, data.channels)[0]
+    if config.compile:
         model.compile()
     model, optimizer = accelerator.prepare(model, torch.optim.AdamW(parameters(model, weight_decay=0.04)))
-    corrupt, views = masks(settings), Views(data)
+    corrupt, views = masks(config), Views(data)
 
-    numbers = order(here.images, args.batch_size, args.seed, 0, 10**9)
-    batches = data.train.batches(pretrain.mine(args, accelerator, numbers))
+    numbers = order(here.images, config.batch_size, config.seed, 0, 10**9)
+    batches = data.train.batches(mine(config, accelerator, numbers))
     steps = iter(range(10**9))
 
     def loop() -> None:
         recent = [
-            pretrain.update(args, next(steps), batches, views, corrupt, model, optimizer, accelerator)
-            for _ in range(STEPS)
+            update(config, next(steps), batches, views, corrupt, model, optimizer, accelerator) for _ in range(STEPS)
         ]
-        pretrain.look_at(recent, args, accelerator, here.images, 0)
+        look_at(recent, config, Path(), accelerator, here.images, 0)
 
-    part = args.batch_size // args.accumulation // accelerator.num_processes
-    target = torch.randn(part, data.channels, args.image_size, args.image_size, device=device)
+    part = config.batch_size // config.accumulation // accelerator.num_processes
+    target = torch.randn(part, data.channels, config.image_size, config.image_size, device=device)
     corrupted, mask = corrupt(target)
-    counted = patch_to_pixel(mask, args.patch_size)
+    counted = patch_to_pixel(mask, config.patch_size)
 
     def network_alone() -> None:
-        for _ in range(STEPS * args.accumulation):
+        for _ in range(STEPS * config.accumulation):
             with accelerator.accumulate(model):
                 wrong = (model(corrupted) - target).abs() * counted
                 accelerator.backward(wrong.sum() / (counted.sum() * data.channels))
                 if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(model.parameters(), args.clip)
+                    accelerator.clip_grad_norm_(model.parameters(), config.clip)
                 optimizer.step()
                 optimizer.zero_grad()
 
@@ -99,7 +102,7 @@ def main() -> None:
             turn()
             _wait(device)
             if round_:  # the first one warms up
-                speeds[side].append(STEPS * args.batch_size / (time.perf_counter() - start))
+                speeds[side].append(STEPS * config.batch_size / (time.perf_counter() - start))
     if not accelerator.is_main_process:
         return
     machine = about_machine(device.type, torch.get_num_threads())
@@ -108,13 +111,15 @@ def main() -> None:
     rows: dict[str, Any] = {side: {"images_per_second": values, **spread(values)} for side, values in speeds.items()}
     rows["loop / network alone"] = {"ratios": ratios, **spread(ratios)}
     print("; ".join(f"{key}: {value}" for key, value in machine.items()))
-    title = f"{args.model}, {args.image_size} pixels, batches of {args.batch_size} (median of {here.rounds} rounds)"
+    title = (
+        f"{config.model}, {config.image_size} pixels, batches of {config.batch_size} (median of {here.rounds} rounds)"
+    )
     lines = [
         [name, f"{row['median']:.4g}", "{:.4g} to {:.4g}".format(*row["middle_half"])] for name, row in rows.items()
     ]
     print_markdown(title, ["", "images/s", "middle half"], lines)
     if here.output is not None:
-        options = {name: value for name, value in settings.items() if name not in ("output", "data")}
+        options = {name: value for name, value in asdict(config).items() if name != "data"}
         report = {**machine, "processes": accelerator.num_processes, "images": here.images, "stored_size": stored}
         here.output.write_text(json.dumps({**report, "options": options, "rows": rows}, indent=1) + "\n")
     accelerator.end_training()

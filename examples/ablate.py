@@ -8,7 +8,8 @@ features with all labels, and fine-tuning with ``--labels`` percent of them at `
 same for all variants (search them once, with evaluate.py on the base). What is finished is not done again. The
 table is printed and written to ablation.json: mean and standard deviation over pretraining seeds, each of which has a
 draw of labels of its own; and, paired over the seeds, the difference from the first variant. The same command goes on
-where it was stopped; with other variants or more seeds it adds to what is there.
+where it was stopped; with other variants or more seeds it adds to what is there. It begins with a plan; ``--dry-run``
+ends there.
 """
 
 from __future__ import annotations
@@ -16,18 +17,15 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pretrain
-from accelerate import PartialState
-from checkpoint import save_text
-from data import of_run, the_same_images
-from evaluate import Evaluation, draw, labels_of, made_by, mean_spread, probe, to_classify, written
-from sklearn.neighbors import KNeighborsClassifier
-from torch import arange
+from reference.config import Parser, config_of_finished, parse, resolved
+
+if TYPE_CHECKING:
+    from reference.data.sources import Data
 
 # What each adds to the base's options; the base hides groups of noise or alien patches, 40 to 70 %.
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -65,15 +63,24 @@ def folder(args: argparse.Namespace, variant: str, seed: int) -> Path:
     return path
 
 
-def judge(run: Path, args: argparse.Namespace, data: Any, seed: int) -> dict[str, float]:
+def judge(run: Path, args: argparse.Namespace, data: Data, seed: int) -> dict[str, float]:
     """Return the accuracies, in percent, of one pretrained run; each is kept in its evaluation.jsonl."""
-    settings = json.loads((run / "config.json").read_text())
-    the_same_images(run, settings, data)
-    evaluation = Evaluation(run, settings, data, PartialState().device, settings["data"])
+    from accelerate import PartialState
+    from reference.data import the_same_images
+    from reference.draws import draw
+    from reference.evaluation import Evaluation, probe
+    from reference.finetuning import labels_of
+    from sklearn.neighbors import KNeighborsClassifier
+    from torch import arange
+
+    config = config_of_finished(run)
+    the_same_images(run, config, data)
+    evaluation = Evaluation(run, config, data, PartialState().device, config.data, planned=1)
     labels = labels_of(data.train)
     everything = arange(len(labels))
     job = {"purpose": "ablation", "seed": seed, "percent": 100}
     labelled = draw(labels, args.labels, seed, data.classes)
+    assert data.test is not None
     one = {"purpose": "ablation", "seed": seed, "percent": args.labels, "lr": args.rate, "steps": args.steps}
     return {
         "probe": evaluation.frozen({**job, "side": "probe"}, probe(args.penalty), "pretrained", everything),
@@ -84,10 +91,8 @@ def judge(run: Path, args: argparse.Namespace, data: Any, seed: int) -> dict[str
     }
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def arguments_of(given: list[str]) -> argparse.Namespace:
+    parser = Parser(description=__doc__)
     parser.add_argument("folder", type=Path, help="of the variants' run folders")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="NAME",
                         help=f"of {', '.join(VARIANTS)}; default all")  # fmt: skip
@@ -96,45 +101,74 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate of fine-tuning; default 1e-3")
     parser.add_argument("--steps", type=int, default=600, help="of fine-tuning; default 600")
     parser.add_argument("--penalty", type=float, default=1.0, help="scikit-learn's C of the probe; default 1")
-    given = sys.argv[1:] if arguments is None else arguments
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done and how long it takes, and end")
     split = given.index("--") if "--" in given else len(given)
     args = parser.parse_args(given[:split])
     args.base = given[split + 1 :]
-    settings = {name: value for name, value in vars(args).items() if name not in ("folder", "variants", "seeds")}
     if not args.base:
-        raise SystemExit("give the base configuration after --, such as: -- --data PATH --epochs 16")
-    mine = {"--seed", "--draws", "--output"} & {word.partition("=")[0] for word in args.base}
+        parser.error("give the base configuration after --, such as: -- --data PATH --epochs 16")
+    mine = {"--seed", "--draws", "--output", "--dry-run"} & {word.partition("=")[0] for word in args.base}
     if mine:
-        raise SystemExit(f"{', '.join(sorted(mine))} after --: ablate.py sets it for each run itself; leave it out")
+        parser.error(f"{', '.join(sorted(mine))} after --: ablate.py sets it for each run itself; leave it out")
     if any(variant.startswith("epochs") for variant in args.variants) and "--epochs" not in args.base:
-        raise SystemExit("the variants of the epochs need --epochs in the base configuration, after --")
+        parser.error("the variants of the epochs need --epochs in the base configuration, after --")
     if len(set(args.variants)) < len(args.variants):
-        raise SystemExit(f"--variants names one twice: {' '.join(args.variants)}")
+        parser.error(f"--variants names one twice: {' '.join(args.variants)}")
     for name in ("seeds", "rate", "steps", "penalty"):
         if not 0 < getattr(args, name) < math.inf:
-            raise SystemExit(f"--{name} is more than 0 and finite; got {getattr(args, name)}")
+            parser.error(f"--{name} is more than 0 and finite; got {getattr(args, name)}")
     if not 0 < args.labels <= 100:
-        raise SystemExit(f"--labels is a percentage above 0 and at most 100; got {args.labels:g}")
+        parser.error(f"--labels is a percentage above 0 and at most 100; got {args.labels:g}")
+    return args
+
+
+def main(arguments: list[str] | None = None) -> None:
+    given = sys.argv[1:] if arguments is None else arguments
+    args = arguments_of(given)
+    settings = {
+        name: value for name, value in vars(args).items() if name not in ("folder", "variants", "seeds", "dry_run")
+    }
     kept = args.folder / "base.json"
     if kept.exists():
         before = json.loads(kept.read_text())
         for name, value in settings.items():
             if before[name] != value:
                 raise SystemExit(f"{args.folder} was made with {name} {before[name]}, not {value}; take another folder")
-    base = pretrain.parse(command(args, args.variants[0], 0))
-    data = of_run(vars(base), PartialState().device)
-    draw(to_classify(data), args.labels, 0, data.classes)  # says now what it cannot do
+    calls = {variant: parse(command(args, variant, 0), pretrain.__doc__) for variant in args.variants}
+
+    import torch
+    from accelerate import PartialState
+    from reference.checkpoint import save_text
+    from reference.data import of_run
+    from reference.draws import draw
+    from reference.evaluation import made_by, mean_spread, written
+    from reference.finetuning import to_classify
+    from reference.plan import plan_of_variants
+
+    configs = {variant: resolved(call.given, torch.accelerator.is_available()) for variant, call in calls.items()}
+    device = PartialState().device
+    data = of_run(configs[args.variants[0]], device)
+    labelled = len(draw(to_classify(data), args.labels, 0, data.classes))  # says now what it cannot do
+    finished = [
+        (variant, seed)
+        for seed in range(args.seeds)
+        for variant in args.variants
+        if (folder(args, variant, seed) / "encoder.safetensors").exists()
+    ]
+    ahead = {v: args.seeds - sum(v == done for done, _ in finished) for v in args.variants}
+    print(plan_of_variants(configs, ahead, data, device, args.steps, labelled, args.seeds, args.folder), flush=True)
+    if args.dry_run:
+        return
     args.folder.mkdir(parents=True, exist_ok=True)
     save_text(kept, json.dumps(settings, indent=1) + "\n")
 
-    script = Path(__file__).with_name("pretrain.py")
     found: dict[str, list[dict[str, float]]] = {variant: [] for variant in args.variants}
     for seed in range(args.seeds):  # all variants once, then again: a table is there early
         for variant in args.variants:
             run = folder(args, variant, seed)
-            if not (run / "encoder.safetensors").exists():
+            if (variant, seed) not in finished:
                 print(f"pretraining {run}", flush=True)
-                subprocess.run([sys.executable, str(script), *command(args, variant, seed)], check=True)
+                pretrain.main(command(args, variant, seed))
             found[variant].append(judge(run, args, data, seed))
 
     rows: dict[str, Any] = {}
@@ -151,7 +185,7 @@ def main(arguments: list[str] | None = None) -> None:
     for variant, row in rows.items():
         cells = [written(row[name]) for name in columns] + [written(row["fine-tuned, difference"], "+")]
         print(f"{variant:<16}" + "".join(f"{cell:>16}" for cell in cells) + f"  {row['options']}")
-    everything = {**made_by("ablate.py", given, PartialState().device), **settings, "seeds": args.seeds, "rows": rows}
+    everything = {**made_by("ablate.py", given, device), **settings, "seeds": args.seeds, "rows": rows}
     save_text(args.folder / "ablation.json", json.dumps(everything, indent=1) + "\n")
 
 

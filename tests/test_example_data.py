@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import multiprocessing
 import shutil
@@ -11,6 +10,7 @@ import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,8 +31,21 @@ pytestmark = pytest.mark.filterwarnings("ignore:This process", "ignore:This Data
 
 @pytest.fixture
 def data(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return what reads images, in one namespace."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    return importlib.import_module("data")
+    return reading()
+
+
+def reading() -> Any:
+    from reference.data import load, photos, sources, together
+    from reference.data.folder import Files
+    from reference.draws import order
+    from reference.views import Views
+
+    return SimpleNamespace(
+        load=load, order=order, Views=Views, Files=Files, Memory=sources.Memory, photographs=together.photographs,
+        read=photos.read, square=photos.square,
+    )  # fmt: skip
 
 
 def photo(seed: int, size: tuple[int, int] = (60, 44), mode: str = "RGB") -> Any:
@@ -198,7 +211,7 @@ def test_both_parts_are_held_in_memory_or_none(data: Any, tmp_path: Path, monkey
     for part, number in (("train", 8), ("test", 2)):
         write(tmp_path / part / "cat", number)
     for images, kind in ((10, data.Memory), (9, data.Files)):
-        monkeypatch.setattr(data, "MEMORY", images * 3 * SIDE**2)
+        monkeypatch.setattr("reference.data.folder.MEMORY", images * 3 * SIDE**2)
         loaded = data.load(str(tmp_path), 32, CPU)
         assert isinstance(loaded.train, kind)
         assert isinstance(loaded.test, kind)
@@ -291,7 +304,7 @@ def test_workers_give_what_memory_gives_and_leave_torchs_numbers_alone(
 ) -> None:
     write(tmp_path, 11)
     held = data.load(str(tmp_path), 32, CPU).train
-    monkeypatch.setattr(data, "MEMORY", 1)
+    monkeypatch.setattr("reference.data.folder.MEMORY", 1)
     read = data.load(str(tmp_path), 32, CPU).train
     assert isinstance(read, data.Files)
     state = torch.get_rng_state()
@@ -310,7 +323,7 @@ def test_the_next_of_the_class_stands_in_for_a_corrupt_file(
         write(tmp_path / part / "cat", 3)
         write(tmp_path / part / "dog", 3, 3)
     (tmp_path / "train/cat/02.png").write_bytes(b"junk")
-    monkeypatch.setattr(data, "MEMORY", 1)
+    monkeypatch.setattr("reference.data.folder.MEMORY", 1)
     train = data.load(str(tmp_path), 32, CPU).train
     batches = list(train.batches([torch.tensor([2, 3, 6 + 2]), torch.tensor([2])] * 2))
     assert [batch.number.tolist() for batch in batches] == [[0, 3, 6], [0]] * 2
@@ -326,7 +339,7 @@ def test_a_consumer_that_stops_early_leaves_no_worker(
     data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: str
 ) -> None:
     write(tmp_path, 4)
-    monkeypatch.setattr(data, "MEMORY", 1)
+    monkeypatch.setattr("reference.data.folder.MEMORY", 1)
     before = set(multiprocessing.active_children())
     batches = data.load(str(tmp_path), 32, CPU).train.batches(data.order(4, 2, 0, 0, 100))
     next(batches)
@@ -340,7 +353,7 @@ def test_a_consumer_that_stops_early_leaves_no_worker(
 def test_a_network_trains_beside_the_workers(data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Torch's threads are at work when the workers are forked: what they do must not wait for these."""
     write(tmp_path, 8)
-    monkeypatch.setattr(data, "MEMORY", 1)
+    monkeypatch.setattr("reference.data.folder.MEMORY", 1)
     loaded, model = data.load(str(tmp_path), 32, CPU), nn.Conv2d(3, 16, 3)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -467,7 +480,7 @@ def test_a_stream_hangs_on_what_is_asked_for_first(data: Any, tmp_path: Path) ->
 
 
 def test_every_worker_has_a_stream_of_its_own(data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "cores", lambda: 2)
+    monkeypatch.setattr("reference.data.sources.cores", lambda: 2)
     source = data.load(write_shards(tmp_path, 4), 32, CPU, 1000).train
     batches = [which(batch.images) for batch in source.batches(data.order(1000, 16, 0, 0, 6))]
     assert len({tuple(batch) for batch in batches}) == 6
@@ -517,7 +530,7 @@ def test_shards_that_cannot_be_used(data: Any, tmp_path: Path, monkeypatch: pyte
 
 def rank_of_two(rank: int, name: str, folder: str) -> None:
     sys.path.insert(0, str(EXAMPLES))
-    data = importlib.import_module("data")
+    data = reading()
     torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
     source = data.load(name, 32, CPU, 1000).train
     numbers: Iterator[Tensor] = (number[4 * rank : 4 * rank + 4] for number in data.order(1000, 8, 0, 0, 6))

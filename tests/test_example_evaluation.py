@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,8 @@ for library in ("timm", "accelerate", "kornia", "sklearn", "matplotlib"):
     pytest.importorskip(library)
 
 SMALL = ("--dim", "16", "--depth", "2", "--heads", "2", "--epochs", "1", "--batch-size", "256", "--draws", "0")
-QUICK = ("--labels", "5", "--seeds", "2", "--rates", "1e-3", "1e-2", "--steps", "2", "3", "--epochs", "1", "1")
+QUICK = ("--labels", "5", "--draws", "2", "--search-draws", "2", "--rates", "1e-3", "1e-2", "--steps", "2", "3",
+         "--epochs", "1", "1")  # fmt: skip
 FILES = ("evaluation.json", "evaluation.jsonl", "evaluation.png")
 
 
@@ -103,7 +105,9 @@ def test_longer_budgets_try_the_best_rate_and_its_neighbours(evaluate: ModuleTyp
         tried.append((lr, steps))
         return [10 - abs(lr - 4) + steps]
 
-    lr, steps, _ = evaluate.search(score, [1, 2, 4, 8, 16], [10, 20])
+    from reference.evaluation import search
+
+    lr, steps, _ = search(score, [1, 2, 4, 8, 16], [10, 20])
     assert (lr, steps) == (4, 20)
     assert tried == [(1, 10), (2, 10), (4, 10), (8, 10), (16, 10), (2, 20), (4, 20), (8, 20)]
 
@@ -111,15 +115,15 @@ def test_longer_budgets_try_the_best_rate_and_its_neighbours(evaluate: ModuleTyp
 def test_the_search_never_sees_the_held_out_images(
     run: Path, finished: Path, evaluate: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    of_run = evaluate.of_run
+    from reference.data import of_run
 
     def with_wrong_test_labels(*arguments: Any) -> Any:
-        data = of_run(*arguments)
+        data: Any = of_run(*arguments)
         data.test.labels = (data.test.labels + 1) % 10
         data.test.images = data.test.images.flip(-1)
         return data
 
-    monkeypatch.setattr(evaluate, "of_run", with_wrong_test_labels)
+    monkeypatch.setattr("reference.finished.of_run", with_wrong_test_labels)
     evaluate.main([str(run), *QUICK])
 
     def searched(run: Path) -> list[dict[str, Any]]:
@@ -137,7 +141,9 @@ def test_the_search_never_sees_the_held_out_images(
 def test_both_sides_are_trained_on_the_same_images(
     run: Path, evaluate: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finetune, outputs = evaluate.finetune, evaluate.outputs
+    from reference.finetuning import finetune, outputs
+    from reference.model import Classifier
+
     used: list[Any] = []
 
     def listening(model: Any, data: Any, source: Any, labelled: Tensor, *rest: Any) -> None:
@@ -145,13 +151,13 @@ def test_both_sides_are_trained_on_the_same_images(
         finetune(model, data, source, labelled, *rest)
 
     def listening_too(function: Any, data: Any, source: Any, indices: Tensor | None = None) -> Any:
-        if isinstance(function, evaluate.Classifier) and indices is not None:  # scored in the search
+        if isinstance(function, Classifier) and indices is not None:  # scored in the search
             assert source is data.train
             assert not set(indices.tolist()) & set(used[-1][1])
         return outputs(function, data, source, indices)
 
-    monkeypatch.setattr(evaluate, "finetune", listening)
-    monkeypatch.setattr(evaluate, "outputs", listening_too)
+    monkeypatch.setattr("reference.evaluation.finetune", listening)
+    monkeypatch.setattr("reference.evaluation.outputs", listening_too)
     evaluate.main([str(run), *QUICK, "--labels", "10", "--rates", "1e-3"])
     ours, theirs = used[: len(used) // 2], used[len(used) // 2 :]
     assert ours == theirs
@@ -164,10 +170,11 @@ def test_both_sides_are_trained_on_the_same_images(
 
 
 def test_the_sides_differ_in_their_weights_alone(finished: Path, evaluate: ModuleType) -> None:
-    settings = json.loads((finished / "config.json").read_text())
-    data = evaluate.load("digits", 8, torch.device("cpu"))
-    evaluation = evaluate.Evaluation(finished, settings, data, torch.device("cpu"), "digits")
-    ours, theirs = (evaluation.autoencoder(side, 0).state_dict() for side in evaluate.SIDES)
+    from reference.evaluation import SIDES, evaluation_of
+    from reference.finished import opened
+
+    evaluation = evaluation_of(opened(finished, None))
+    ours, theirs = (evaluation.autoencoder(side, 0).state_dict() for side in SIDES)
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
     assert all(torch.equal(ours[name], value) for name, value in evaluation.weights.items())
     assert not torch.equal(ours["encoder.blocks.0.attn.qkv.weight"], theirs["encoder.blocks.0.attn.qkv.weight"])
@@ -179,9 +186,11 @@ def test_the_sides_differ_in_their_weights_alone(finished: Path, evaluate: Modul
 def test_fine_tuning_takes_the_precision_of_the_run(
     run: Path, evaluate: ModuleType, monkeypatch: pytest.MonkeyPatch, precision: str, dtype: torch.dtype
 ) -> None:
+    from reference.model import Classifier
+
     settings = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(settings | {"precision": precision}))
-    forward = evaluate.Classifier.forward
+    forward = Classifier.forward
     trained: set[torch.dtype] = set()
     judged: set[torch.dtype] = set()
 
@@ -190,7 +199,7 @@ def test_fine_tuning_takes_the_precision_of_the_run(
         (trained if self.training else judged).add(logits.dtype)
         return logits
 
-    monkeypatch.setattr(evaluate.Classifier, "forward", listening)
+    monkeypatch.setattr(Classifier, "forward", listening)
     evaluate.main([str(run), *QUICK, "--labels", "10", "--rates", "1e-3"])
     assert (trained, judged) == ({dtype}, {torch.float32})
 
@@ -244,35 +253,55 @@ def test_figures_of_other_images_are_not_taken(run: Path, tmp_path: Path, evalua
     assert figures(run)[pixels]["mean"] == 0
 
 
-def test_all_labels_are_searched_on_nine_tenths_of_them(run: Path, evaluate: ModuleType) -> None:
-    labels = evaluate.load("digits", 8, torch.device("cpu")).train.labels
+def test_all_labels_are_searched_on_nine_tenths_of_them(evaluate: ModuleType) -> None:
+    from reference.data import load
+    from reference.draws import draw, draw_for_search
+
+    labels = load("digits", 8, torch.device("cpu")).train.labels
+    assert labels is not None
     names = [str(c) for c in range(10)]
-    labelled, scored = evaluate.draw_for_search(labels, 100, 100, names)
+    labelled, scored = draw_for_search(labels, 100, 100, names)
     assert len(labelled) + len(scored) == len(labels)
     assert len(scored) == pytest.approx(len(labels) / 10, abs=5)
-    assert sorted(evaluate.draw(labels, 100, 0, names).tolist()) == list(range(len(labels)))
+    assert sorted(draw(labels, 100, 0, names).tolist()) == list(range(len(labels)))
 
 
-def test_the_table_of_pretraining(run: Path, evaluate: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = json.loads((run / "config.json").read_text()) | {"draws": 2, "finetune_steps": 3}
-    data = evaluate.load("digits", 8, torch.device("cpu"))
-    evaluate.compare_on_few_labels(run, settings, data, torch.device("cpu"), rates_were_searched=True)
-    first = capsys.readouterr().out
-    for words in (
-        "Accuracy on 360 held-out images of 10 classes after fine-tuning for 3 steps on\n10 labelled images a class;",
-        "over 2 draws", "as searched beforehand", "from scratch", "nearest pixels", "no network", "points over 2 draws",
-            "Pictures, weights",
-    ):  # fmt: skip
-        assert words in first
-    results = json.loads((run / "results.json").read_text())
-    assert results["accuracy"]["nearest pixels"]["mean"] > 80
-    assert len(results["accuracy"]["pretrained"]["each"]) == 2
-    before = (run / "evaluation.jsonl").read_bytes()
-    evaluate.compare_on_few_labels(run, settings, data, torch.device("cpu"))
-    assert (run / "evaluation.jsonl").read_bytes() == before
-    assert capsys.readouterr().out == first.replace(
-        "as searched beforehand for each side by", "not tuned for this; see"
+def test_pretraining_ends_in_the_figures_of_the_evaluation(
+    tmp_path: Path, evaluate: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    protocol = ("--draws", "2", "--labels", "5", "--rates", "1e-3", "1e-2", "--finetune-steps", "3")
+    importlib.import_module("pretrain").main(
+        ["--output", str(run), *SMALL[:-2], *protocol, "--finetune-epochs", "1", "--threads", "1"]
     )
+    printed = capsys.readouterr().out
+    for words in (
+        "comparison   8 fine-tunings",
+        "5 % of labels",
+        "over 2 draws of the labels",
+        "searched for each side",
+    ):
+        assert words in printed
+    ended, before = figures(run), (run / "evaluation.jsonl").read_bytes()
+    evaluate.main([str(run), "--labels", "5"])
+    assert figures(run) == ended
+    assert (run / "evaluation.jsonl").read_bytes() == before
+    table = printed[printed.index("\nAccuracy in percent") :]
+    assert capsys.readouterr().out.endswith(table)
+
+
+def test_one_rate_and_length_need_no_search(run: Path, evaluate: ModuleType) -> None:
+    evaluate.main([str(run), *QUICK, "--rates", "1e-2", "--steps", "2", "--epochs", "1"])
+    fine_tuned = [line for line in lines(run) if "lr" in line]
+    assert [(line["purpose"], line["lr"], line["steps"]) for line in fine_tuned] == [("final", 1e-2, 2)] * 4
+
+
+def test_a_dry_run_of_the_evaluation_writes_nothing(
+    run: Path, evaluate: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate.main([str(run), *QUICK, "--dry-run"])
+    assert re.search(r"comparison   20 fine-tunings: \d+ s", capsys.readouterr().out)
+    assert not any((run / name).exists() for name in FILES)
 
 
 def test_other_data_with_labels(run: Path, tmp_path: Path, evaluate: ModuleType) -> None:
@@ -295,7 +324,7 @@ def test_other_data_with_labels(run: Path, tmp_path: Path, evaluate: ModuleType)
         (("--rates", "0"), "2"),
         (("--rates", "nan"), "2"),
         (("--labels", "nan"), "2"),
-        (("--seeds", "101"), "2"),
+        (("--draws", "101"), "2"),
         (("--epochs", "1", "2", "3"), "2"),
     ],
 )

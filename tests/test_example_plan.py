@@ -18,8 +18,8 @@ from PIL import Image  # noqa: E402
 
 SMALL = (
     "--image-size", "16", "--patch-size", "4", "--group-size", "1", "2", "--dim", "32", "--depth", "2", "--heads", "2",
-    "--batch-size", "8", "--draws", "2", "--labels-per-class", "2", "--finetune-steps", "2", "--threads", "1",
-    "--precision", "no",
+    "--batch-size", "8", "--draws", "2", "--labels", "25", "--rates", "1e-3", "--finetune-steps", "2",
+    "--finetune-epochs", "1", "--threads", "1", "--precision", "no",
 )  # fmt: skip
 
 
@@ -119,4 +119,4 @@ def test_a_tree_of_years_is_taken_without_labels(
     ],
 )
 def test_a_verdict_says_what_chance_would_do(gains: list[float], words: str, examples: Callable[[str], Any]) -> None:
-    assert re.search(words, examples("evaluate").verdict(gains))
+    assert re.search(words, examples("reference.comparison").verdict(gains))

@@ -26,7 +26,7 @@ FINISHED = {"autoencoder.safetensors", "encoder.safetensors", "encoder.json"}
 
 @pytest.fixture
 def runs() -> ModuleType:
-    import runs
+    from reference import runs
 
     return runs
 
@@ -116,7 +116,7 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
     code = """
 import time
 from pathlib import Path
-import runs
+from reference import runs
 with runs.Stop(Path("checkpoint"), "this") as stop:
     stop.begin_steps()
     print("ready", flush=True)
@@ -203,13 +203,13 @@ def test_a_full_disk_is_a_sentence_and_the_last_checkpoint_stays(whole: Run, tmp
 
 
 def test_too_little_room_is_named(runs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import pretrain
+    from reference.config import resolved
+    from reference.pretraining import take_run
 
     usage = shutil.disk_usage(tmp_path)._replace(free=5_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     folder = tmp_path / "not/there"
-    args = pretrain.parse(["--output", str(folder)])
-    status, refusal = pretrain.take_run(args, {}, False, runs.Lock(folder), 1_000_000)
+    status, refusal = take_run(folder, resolved({}, gpu=False), False, runs.Lock(folder), 1_000_000)
     assert status == 1
     assert f"{folder} needs about 16.0 MB more (weights and Adam's two moments, twice while one" in refusal
     assert not (tmp_path / "not").exists()
@@ -253,15 +253,16 @@ def test_nobody_is_told_to_delete_what_is_no_run(tmp_path: Path) -> None:
 
 
 def test_more_epochs_prolong_a_finished_run(whole: Run, tmp_path: Path) -> None:  # noqa: F811
-    import pretrain
+    from reference.config import parse, resolved
+    from reference.training import schedule
 
     short = Run(tmp_path / "run", *TINY, "--epochs", 1)
     assert short.all() == [0], short.said
     ended = {name: (short.folder / name).read_bytes() for name in (*FINISHED, "config.json")}
     run = Run(short.folder, *TINY)
     assert stopped(run, signal.SIGINT) > 22
-    args = pretrain.parse(run.arguments)
-    was, rate = (pretrain.schedule(args, *steps, 22)[0] for steps in ((21, 22), (22, 44)))
+    config = resolved(parse(run.arguments, None).given, gpu=False)
+    was, rate = (schedule(config, *steps, 22)[0] for steps in ((21, 22), (22, 44)))
     assert (
         f"prolongs {run.folder} from 1 to 2 epochs: after step 22 the learning rate goes from {was:.3g} to {rate:.3g}, "
     )
@@ -272,7 +273,7 @@ def test_more_epochs_prolong_a_finished_run(whole: Run, tmp_path: Path) -> None:
     assert json.loads((run.folder / "config.json").read_text())["epochs"] == 2
     assert [line["step"] for line in run.lines] == [10, 20, 22, 30, 40, 44]
     for line in run.lines[3:]:
-        assert line["lr"] == pretrain.schedule(args, int(line["step"]) - 1, 44, 22)[0]
+        assert line["lr"] == schedule(config, int(line["step"]) - 1, 44, 22)[0]
     # What the short run ended in is a run folder yet.
     kept = run.folder / "epochs-0001"
     assert {file.name: file.read_bytes() for file in kept.iterdir()} == ended

@@ -27,7 +27,7 @@ for library in ("accelerate", "kornia", "matplotlib", "safetensors", "sklearn", 
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TINY = ("--epochs", "2", "--draws", "0", "--dim", "32", "--depth", "2", "--heads", "2")  # 44 steps
-LINES = [10, 20, 30, 40, 44]
+LINES = [10, 20, 22, 30, 40, 44]
 OFTEN = ("--checkpoint-seconds", 1e-9)  # at every step; where several processes run, every tenth
 FEW = (
     "--patch-size",
@@ -61,13 +61,16 @@ def train(arguments: list[str], said: Path, environment: dict[str, str], masks: 
 
     from gmml_aug import GroupMask
 
-    drawn: list[Tensor] = []
+    drawn: dict[int, tuple[Tensor, float]] = {}
+    forward = GroupMask.forward
 
-    def note(module: torch.nn.Module, _: Any, masked: Any) -> None:
-        if isinstance(module, GroupMask):
-            drawn.append(masked.mask)
+    def noting(self: GroupMask, images: Tensor, *rest: Any, index: Any = None, **named: Any) -> Any:
+        masked = forward(self, images, *rest, index=index, **named)
+        for number, mask, image in zip(index.tolist(), masked.mask, masked.images, strict=True):
+            drawn[number] = (mask, float(image.mean()))
+        return masked
 
-    torch.nn.modules.module.register_module_forward_hook(note)
+    GroupMask.forward = noting  # type: ignore[method-assign]
     pretrain.main(arguments)
     torch.save(drawn, masks)
 
@@ -92,7 +95,7 @@ class Run:
     def start(self) -> None:
         # Processes of their own, which can be killed; but forked where torch is imported already, to save the seconds.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["pretrain"])
+        context.set_forkserver_preload(["pretrain", "reference.pretraining"])
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
@@ -169,8 +172,9 @@ class Run:
     def losses(self) -> list[float]:
         return [line["loss"] for line in self.lines]
 
-    def masks(self, rank: int = 0) -> list[Tensor]:
-        drawn: list[Tensor] = torch.load(self.beside(f"{rank}.pt"))
+    def masked(self, rank: int = 0) -> dict[int, tuple[Tensor, float]]:
+        """Return the masks and the means of the corrupted images by sample number, as one process had them last."""
+        drawn: dict[int, tuple[Tensor, float]] = torch.load(self.beside(f"{rank}.pt"))
         return drawn
 
     def tensors(self) -> dict[str, Tensor]:
@@ -231,20 +235,22 @@ def test_a_finished_run_is_neither_continued_nor_overwritten(whole: Run) -> None
 
 
 def test_other_settings_are_refused_by_name(whole: Run, tmp_path: Path) -> None:
-    import pretrain
+    from dataclasses import fields, replace
+
+    from reference.config import Config, config_of
+    from reference.pretraining import check_run
 
     before = whole.files()
     other = Run(whole.folder, *whole.arguments[2:], "--base-lr", 1)
     assert other.all() == [1]
     assert "was made with --base-lr 0.012, not 1.0" in other.said
-    args = pretrain.parse(whole.arguments)
-    settings = json.loads((whole.folder / "config.json").read_text())
-    assert settings.keys() - {"training_images", "version_of_images"} == vars(args).keys() - {
-        "output", "minutes", "dry_run",
-    }  # fmt: skip
-    for name in vars(args).keys() - {"output", "minutes", "dry_run"}:
-        refusal = pretrain.check_run(args, {**settings, name: "another"}, True)
-        assert f"--{name.replace('_', '-')} " in refusal
+    config = config_of(whole.folder)
+    assert config is not None
+    for field in fields(Config):
+        values: Any = {field.name: 1 if field.name == "epochs" else "another"}
+        changed = replace(config, **values)
+        refusal = check_run(whole.folder, changed, True)
+        assert f"{field.name.replace('_', '-')} " in refusal.replace(" of ", "-of-").replace("training i", "training-i")
     assert whole.files() == before
 
 
@@ -289,13 +295,14 @@ def test_a_run_folder_among_the_images_is_refused(tmp_path: Path) -> None:
 
 
 def test_weights_decay_but_no_norms_or_positions(tmp_path: Path) -> None:
-    from model import build
+    from reference.config import config_of_finished
+    from reference.model import build
     from safetensors.torch import load_file
 
     run = Run(tmp_path / "run", *TINY, "--epochs", 1, "--base-lr", 1e-2, "--weight-decay", 50, 50)
     assert run.all() == [0], run.said
     torch.manual_seed(0)
-    before = build(json.loads((run.folder / "config.json").read_text()), 1)[0].state_dict()
+    before = build(config_of_finished(run.folder), 1)[0].state_dict()
     after = load_file(run.folder / "autoencoder.safetensors")
     left = {name: float(after[name].norm() / weight.norm()) for name, weight in before.items()}
     kept = {name for name, share in left.items() if ("norm" in name and "weight" in name) or "pos_embed" in name}
@@ -310,11 +317,11 @@ def test_weights_decay_but_no_norms_or_positions(tmp_path: Path) -> None:
         (("--batch-size", 2000), "--batch-size 2000 is more than the 1437 images"),
         (("--accumulation", 3), "does not divide by 1 processes times --accumulation 3"),
         (("--precision", "fp16"), "--precision fp16 needs a GPU"),
-        (("--labels-per-class", 1000, "--draws", 1), "1000 labelled images a class were asked for"),
+        (("--labels", 0.1, "--draws", 1), "that many percent of the 142 images of 0 is none"),
         (("--epochs", 0), "--epochs is at least 1; got 0"),
         (("--seed", -1), "--seed is at least 0; got -1"),
-        (("--base-lr", "nan"), "--base-lr is more than 0 and finite; got nan"),
-        (("--weight-decay", -1, 0), "--weight-decay takes two numbers of at least 0; got [-1.0, 0.0]"),
+        (("--base-lr", "nan"), "--base-lr takes finite numbers above 0; got nan"),
+        (("--weight-decay", -1, 0), "--weight-decay takes finite numbers of at least 0; got -1"),
         (("--patch-size", 3), "is no multiple of the patch"),
         (("--log-with", "a-drum"), "--log-with a-drum: Accelerate knows no such tracker"),
         (("--ratio", 0.9, 0.1), "ratio"),
@@ -374,9 +381,12 @@ def test_two_processes_that_were_killed_give_the_masks_and_losses_of_one(tmp_pat
     assert f"resumes {two.folder} from step {killed_at} of 44" in two.said
     assert [line["step"] for line in two.lines] == LINES
     assert two.losses == pytest.approx(one.losses, abs=1e-4)
-    left = 2 * (44 - killed_at)  # the first ones are of steps that were timed for the plan, and of steps before
-    for rank in range(2):
-        assert all(map(torch.equal, two.masks(rank)[-left:], one.masks()[-left:]))
+    assert not two.masked(0).keys() & two.masked(1).keys() - set(range(256))  # but for the held-out images
+    both, alone = two.masked(0) | two.masked(1), one.masked()
+    assert len(both.keys() & alone.keys()) >= 64 * (44 - killed_at)
+    for number, (mask, mean) in both.items():
+        assert torch.equal(mask, alone[number][0])
+        assert mean == pytest.approx(alone[number][1], abs=1e-5)  # with patches of the same donors
 
 
 # With the smaller rate the loss is finite still where its gradient is not, and would spoil the step's checkpoint.

@@ -25,10 +25,13 @@ from timm.data.transforms_factory import create_transform
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "examples"))
 import embed
-import evaluate
 import finetune
 import pretrain
-from data import Views, load
+from reference import embedding
+from reference.data import load
+from reference.evaluation import evaluation_of
+from reference.finished import opened
+from reference.views import Views
 
 SMALL = (
     "--dim", 16, "--depth", 4, "--heads", 2, "--image-size", 16, "--patch-size", 4, "--epochs", 1, "--batch-size", 16,
@@ -93,7 +96,7 @@ def test_the_encoder_in_plain_timm_gives_the_evaluated_features_of_the_last_bloc
     run = pretrained(photos, "--fuse", "last", "--blocks", 2)
     photo = Image.open(photos / "green/2.png")
     space = in_timm(run, photo)
-    body = evaluate.opened(run, None).autoencoder("pretrained", 0).eval()
+    body = evaluation_of(opened(run, None)).autoencoder("pretrained", 0).eval()
     with torch.no_grad():
         expected = body.pooled(space["images"])
     assert len(space["encoder"].blocks) == 2  # those after the fused one are untrained
@@ -104,7 +107,7 @@ def test_the_encoder_of_fused_blocks(run: Path, photos: Path) -> None:
     photo = Image.open(photos / "green/2.png")
     space = in_timm(run, photo)
     encoder = space["encoder"]
-    evaluation = evaluate.opened(run, None)
+    evaluation = evaluation_of(opened(run, None))
     body = evaluation.autoencoder("pretrained", 0).eval()
     with torch.no_grad():
         assert torch.allclose(space["evaluated"], body.pooled(space["images"]), atol=1e-5)
@@ -128,7 +131,7 @@ def test_timms_transform_is_the_plain_view(run: Path, photos: Path) -> None:
         plain.append(images)
         return images.flatten(1)
 
-    embed.described(listening, [path], config, CPU)
+    embedding.described(listening, [path], config, CPU)
     found = in_timm(run, Image.open(path))["images"]
     assert (plain[0] - found).abs().max() < 0.05  # rounding to uint8 is 0.02 of a standard deviation
 
@@ -161,19 +164,19 @@ def test_features_of_photographs(run: Path, photos: Path, tmp_path: Path, capsys
     with Image.open(tmp_path / "out/neighbours.png") as image:
         assert min(image.size) > 500
 
-    evaluation = evaluate.opened(run, None)
+    evaluation = evaluation_of(opened(run, None))
     evaluated = np.concatenate([array for array in evaluation.described("pretrained") if array.ndim == 2])
     for row in found["features"]:  # each is among those that are evaluated
         assert np.abs(evaluated - row).max(1).min() < 1e-4
 
 
 def test_neighbours_are_the_nearest_by_cosine(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    paths = [path for path in embed.find([photos]) if "0" in path.name or "2" in path.name]
+    paths = [path for path in embedding.find([photos]) if "0" in path.name or "2" in path.name]
     features = np.eye(6, 4, dtype=np.float32) + 0.1
     features[5] = 7 * features[0]
     figures: list[Any] = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
-    embed.draw_neighbours(features, paths, tmp_path / "sheet.png")
+    embedding.draw_neighbours(features, paths, tmp_path / "sheet.png")
     titles = [axis.get_title() for axis in figures[0].axes]
     names = ["/".join(path.parts[-2:]) for path in paths]
     assert titles[0] == names[0]

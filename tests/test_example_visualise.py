@@ -3,7 +3,6 @@
 # ruff: noqa: E402 (what is missing skips the file before it is imported)
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,16 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-import checkpoint
 import pretrain
 import visualise
 from accelerate import Accelerator
-from data import load
-from model import Autoencoder, build, masks
+from reference import pictures
+from reference.checkpoint import tensors
+from reference.config import config_of_finished
+from reference.data import load
+from reference.model import Autoencoder, build
+
+from gmml_aug import GroupMask
 
 PICTURES = ("attention.png", "blocks.png", "reconstructions.png")
 SMALL = ("--dim", 32, "--depth", 3, "--heads", 2, "--epochs", 1, "--draws", 0)
@@ -111,12 +114,11 @@ def values(plot: Any) -> list[list[float]]:
 def test_what_the_heat_maps_show_is_the_attention_from_the_asked_patch(digits: Path, drawn: dict[str, Figure]) -> None:
     visualise.main([str(digits), "--patches", "2,4", "--seed", "3"])
     axes = drawn["attention.png"].axes
-    settings = json.loads((digits / "config.json").read_text())
-    model = build(settings, 1)[0].eval()
-    model.load_state_dict(checkpoint.tensors(digits / "autoencoder.safetensors"))
+    model = build(config_of_finished(digits), 1)[0].eval()
+    model.load_state_dict(tensors(digits / "autoencoder.safetensors"))
     shown = drawn_values(axes[0])[None, None]
     data = load("digits", 8, torch.device("cpu"))
-    weights = visualise.attention(model, (shown - data.mean[0]) / data.std[0])
+    weights = pictures.attention(model, (shown - data.mean[0]) / data.std[0])
     expected = 100 * weights[0].mean(0)[1 + 1 * 4 + 3, 1:].view(4, 4)  # after the class token: row 2, column 4
     assert torch.allclose(drawn_values(axes[1]), expected.detach(), atol=1e-4)
 
@@ -130,7 +132,7 @@ def test_a_folder_of_photographs_without_labels(tmp_path: Path, drawn: dict[str,
     run = train(tmp_path / "run", "--data", tmp_path / "photos", *SMALL, "--batch-size", 4)
     visualise.main([str(run)])
     check_sizes(run)
-    assert "training images" in visualise.held_out(load(str(tmp_path / "photos"), 32, torch.device("cpu")))[1]
+    assert "training images" in pictures.held_out(load(str(tmp_path / "photos"), 32, torch.device("cpu")))[1]
     assert drawn["reconstructions.png"].axes[0].get_title().startswith("image 0\n")
 
 
@@ -159,7 +161,7 @@ def test_with_two_held_out_images_training_images_are_drawn(tmp_path: Path, draw
             for i in range(number):
                 Image.new("RGB", (32, 32), (40 * i, 0, 0)).save(tmp_path / f"photos/{part}/{name}/{i}.png")
     run = train(tmp_path / "run", "--data", tmp_path / "photos", *SMALL, "--batch-size", 4)
-    assert "Training images" in str(drawn["epoch-0001.png"].get_suptitle())
+    assert "Training images" in str(drawn["step-000002.png"].get_suptitle())
     visualise.main([str(run)])
     check_sizes(run)
 
@@ -168,7 +170,7 @@ def test_with_two_held_out_images_training_images_are_drawn(tmp_path: Path, draw
 def test_a_block_is_decoded_as_the_network_does_it(block: int) -> None:
     model, images = autoencoder([block]), torch.randn(2, 3, 16, 16)
     with torch.no_grad():
-        assert torch.equal(visualise.decoded(model, images)[block - 1], model(images))
+        assert torch.equal(pictures.decoded(model, images)[block - 1], model(images))
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_little_patch16_reg4_gap_256"])
@@ -180,7 +182,7 @@ def test_attention_is_what_the_last_block_weighs_values_with(name: str) -> None:
     with torch.no_grad():
         model(images)
         handle.remove()
-        weights = visualise.attention(model, images)
+        weights = pictures.attention(model, images)
         tokens, result = seen
         assert weights.shape == (2, 2, tokens.shape[1], tokens.shape[1])
         assert torch.allclose(weights.sum(-1), torch.ones(weights.shape[:3]), atol=1e-5)
@@ -192,9 +194,9 @@ def test_training_goes_on_as_if_nothing_had_been_drawn(tmp_path: Path) -> None:
     data = load("digits", 8, torch.device("cpu"))
     # Wrapped, as pretrain.py has it: only its forward can be called.
     model = nn.Sequential(autoencoder(None, img_size=8, patch_size=2, in_chans=1)).train()
-    settings = {"patch_size": 2, "ratio": (0.5, 0.5), "fill": ["noise", "alien"], "group_size": (1, 2), "seed": 0}
+    corrupt = GroupMask(2, ratio=(0.5, 0.5), fill={"noise": 1, "alien": 1}, group_size=(1, 2), seed=0)
     before = torch.get_rng_state()
-    visualise.draw_reconstructions(model, data, masks(settings), tmp_path / "sheet.png", Accelerator())
+    pictures.draw_reconstructions(model, data, corrupt, tmp_path / "sheet.png", Accelerator())
     assert (tmp_path / "sheet.png").exists()
     assert torch.equal(torch.get_rng_state(), before)
     assert all(module.training for module in model.modules())
@@ -213,16 +215,19 @@ def test_wrong_arguments_end_before_anything_is_drawn(
 
     for words, error in (
         ((tmp_path,), "no config.json"),
-        ((run, "--patches", "2,5"), r"from 1 to 4; got 2,5"),
-        ((run, "--patches", "0,1"), r"from 1 to 4; got 0,1"),
-        ((run, "--data", photos), "takes images of 1 channels; photos has 3"),
+        ((run, "--data", photos), "on images of 1 channels; those of photos have 3"),
         ((run, "--data", "nowhere"), "there is no folder 'nowhere'"),
     ):
         with pytest.raises(SystemExit, match=error):
             visualise.main([str(word) for word in words])
-    with pytest.raises(SystemExit):
-        visualise.main([str(run), "--patches", "two"])
-    assert "--patches: invalid" in capsys.readouterr().err
+    for patch, error in (
+        ("2,5", "from 1 to 4; got 2,5"),
+        ("0,1", "from 1 to 4; got 0,1"),
+        ("two", "--patches: invalid"),
+    ):
+        with pytest.raises(SystemExit):
+            visualise.main([str(run), "--patches", patch])
+        assert error in capsys.readouterr().err
     (run / "autoencoder.safetensors").unlink()
     with pytest.raises(SystemExit, match="not finished"):
         visualise.main([str(run)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import timm
@@ -9,15 +11,18 @@ import torch
 from timm.layers.config import set_fused_attn
 from timm.layers.patch_embed import PatchEmbed
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
+from timm.models import load_state_dict
 from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from gmml_aug import GroupMask
 
+from .config import Config
+
 if TYPE_CHECKING:
-    from data import Data
+    from .data.sources import Data
 
 
 class Autoencoder(nn.Module):
@@ -36,7 +41,7 @@ class Autoencoder(nn.Module):
         self,
         name: str,
         options: dict[str, Any],
-        blocks: list[int] | None = None,
+        blocks: Sequence[int] | None = None,
         fuse: str = "mean",
         decoder_depth: int = 2,
     ) -> None:
@@ -55,7 +60,7 @@ class Autoencoder(nn.Module):
             raise SystemExit(f"--dim is a multiple of 4, for sines and cosines of rows and columns; got {options}")
         self.encoder = encoder
         depth = len(encoder.blocks)
-        blocks = blocks or [i for i in range(depth, 0, -2) if i >= depth / 2][::-1]
+        blocks = blocks or tuple(i for i in range(depth, 0, -2) if i >= depth / 2)
         if min(blocks) < 1 or max(blocks) > depth or len(set(blocks)) < len(blocks):
             raise SystemExit(f"--blocks takes different numbers from 1 to {depth}, the encoder's depth; got {blocks}")
         self.blocks = sorted(blocks)[-1:] if fuse == "last" else sorted(blocks)
@@ -136,14 +141,38 @@ def parameters(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     return groups
 
 
-def build(settings: dict[str, Any], channels: int) -> tuple[Autoencoder, dict[str, Any]]:
+def build(config: Config, channels: int) -> tuple[Autoencoder, dict[str, Any]]:
     """Return the network of a run's settings, and the arguments that plain timm makes its encoder of."""
-    options = {"img_size": settings["image_size"], "patch_size": settings["patch_size"], "in_chans": channels}
+    options = {"img_size": config.image_size, "patch_size": config.patch_size, "in_chans": channels}
     options |= {"num_classes": 0, "fc_norm": False}
-    shape = {"embed_dim": settings["dim"], "depth": settings["depth"], "num_heads": settings["heads"]}
+    shape = {"embed_dim": config.dim, "depth": config.depth, "num_heads": config.heads}
     options |= {name: value for name, value in shape.items() if value is not None}
-    model = Autoencoder(settings["model"], options, settings["blocks"], settings["fuse"], settings["decoder_depth"])
-    return model, {"model_name": settings["model"], **options}
+    model = Autoencoder(config.model, options, config.blocks, config.fuse, config.decoder_depth)
+    return model, {"model_name": config.model, **options}
+
+
+def start_from(path: Path, model: Autoencoder) -> None:
+    """Load the encoder's weights from a file of timm's, or of an earlier run; end here if they do not fit.
+
+    Positions of another grid and patches of another size are resampled, as timm does it.
+    """
+    if not path.is_file():
+        raise SystemExit(f"--init {path}: there is no such file")
+    try:
+        found = load_state_dict(str(path), weights_only=True)
+    except Exception as error:  # torch and safetensors raise what they like for other files
+        raise SystemExit(f"--init {path} cannot be read as .safetensors or .pth: {error}") from None
+    whole = {name: value for name, value in found.items() if not name.startswith(("decoder.", "fusion"))}
+    state = checkpoint_filter_fn({name.removeprefix("encoder."): value for name, value in whole.items()}, model.encoder)
+    own = model.encoder.state_dict()
+    fits = {name: value for name, value in state.items() if name in own and value.shape == own[name].shape}
+    missing = [name for name in own if name not in fits]
+    if missing:
+        raise SystemExit(
+            f"--init {path} does not fit {len(missing)} of the encoder's {len(own)} weights, such as {missing[0]}: "
+            "give --model, --dim, --depth, --heads, --patch-size as it was made with"
+        )
+    model.encoder.load_state_dict(fits)
 
 
 def encoder_config(model: Autoencoder, options: dict[str, Any], data: Data) -> dict[str, Any]:
@@ -173,12 +202,12 @@ def encoder_weights(config: dict[str, Any], weights: dict[str, Tensor]) -> dict[
     return {name: weights[f"encoder.{name}"] for name in timm.create_model(**config).state_dict()}
 
 
-def masks(settings: dict[str, Any]) -> GroupMask:
-    """Return the corruption of a run's settings."""
-    return GroupMask(
-        settings["patch_size"],
-        ratio=tuple(settings["ratio"]),
-        fill=dict.fromkeys(settings["fill"], 1.0),
-        group_size=tuple(settings["group_size"]),
-        seed=settings["seed"],
-    )
+def masks(config: Config, **other: Any) -> GroupMask:
+    """Return the corruption of a run's settings, with other arguments in the place of some."""
+    asked: dict[str, Any] = {
+        "ratio": config.ratio,
+        "fill": dict.fromkeys(config.fill, 1.0),
+        "group_size": config.group_size,
+        "seed": config.seed,
+    }
+    return GroupMask(config.patch_size, **(asked | other))
