@@ -5,7 +5,8 @@
     python examples/evaluate.py runs/x --labels 1 10 --draws 5 --steps 200 600 --epochs 10 20 --rates 1e-3 2e-3
     python examples/evaluate.py runs/x --dry-run          # what it would do, and how long that takes
 
-pretrain.py ends in the same comparison, so that the two agree: rates, lengths and draws are the run's if not given.
+pretrain.py ends in the same comparison, so that the two agree: rates, lengths and draws are the run's if not given
+(three draws where it had --draws 0).
 Full fine-tuning is the same code for both sides: AdamW, weight decay 0.05, a tenth of the steps of warm-up and then a
 cosine, gradients clipped at 3, batches of 50, in bf16 if the run was pretrained so. Learning rate and length are
 searched for each side and share of labels by itself, over the same grid; a grid of one needs no search:
@@ -49,8 +50,8 @@ def main(arguments: list[str] | None = None) -> None:
     given |= checked(parser, {name: parsed[name] for name in FINETUNING if name in parsed}, "finetune_")
     del given["data"]
     config = replace(config_of_finished(parsed["run"]), **given)
-    if not config.draws:
-        parser.error("--draws is at least 1; the run was made with 0")
+    if not config.draws:  # the run compared nothing
+        config = replace(config, draws=3)
     if len(config.finetune_steps) != len(config.finetune_epochs):
         parser.error(
             f"--epochs and --steps go together, one of each for a length; got {[*config.finetune_epochs]} and "

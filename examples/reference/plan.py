@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ from .model import Classifier, build, masks, parameters
 from .training import corrupted, donor_block
 from .views import Views
 
+LEAST_STEPS = 50  # of a fine-tuning, for --minutes
 FASTER = 1.15  # how many times as fast a step is to be before it takes another thread, or half precision, for it
 
 
@@ -151,20 +153,31 @@ def compares(config: Config, data: Data) -> bool:
     return config.draws > 0 and labelled and len(data.classes) > 1
 
 
-def epochs_in(minutes: float, config: Config, speed: Speed, data: Data, after: Cost) -> int:
-    """Return how many epochs fit into ``--minutes``, beside what comes after them.
+def fitted(
+    minutes: float, config: Config, speed: Speed, data: Data, after: Cost, may_shorten: bool
+) -> tuple[Config, Cost]:
+    """Return the settings with as many epochs as fit into ``--minutes``, and what the comparison takes then.
+
+    If it ``may_shorten`` them, fine-tunings get fewer steps, 50 at least, so that the comparison takes a third at most.
 
     Raises:
-        SystemExit: not one does.
+        SystemExit: not one epoch fits.
     """
+    share = 20 * minutes / max(after.seconds, 1e-9)
+    if may_shorten and share < 1:
+        shorter = [max(LEAST_STEPS, int(share * steps)) for steps in config.finetune_steps]
+        passes = [max(1, int(share * epochs)) for epochs in config.finetune_epochs]
+        before = sum(config.finetune_steps)
+        config = replace(config, finetune_steps=tuple(shorter), finetune_epochs=tuple(passes))
+        after = Cost(after.fine_tunings, after.seconds * sum(shorter) / before)
     per_epoch = len(data.train) // config.batch_size * speed.seconds
     left = 60 * minutes - after.seconds
     if left < per_epoch:
         raise SystemExit(
             f"--minutes {minutes:g} is too short: an epoch takes {in_time(per_epoch)} here, and the comparison at the "
-            f"end {in_time(after.seconds)}; give more, fewer --draws, --rates or --finetune-steps, or smaller images"
+            f"end {in_time(after.seconds)}; give more, fewer --draws or --rates, or a smaller network"
         )
-    return int(left / per_epoch)
+    return replace(config, epochs=int(left / per_epoch)), after
 
 
 def in_time(seconds: float) -> str:

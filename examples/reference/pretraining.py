@@ -22,7 +22,7 @@ from .data.sources import Data
 from .evaluation import evaluation_of
 from .finished import Finished
 from .model import build, encoder_config, encoder_weights, masks, start_from
-from .plan import Cost, Speed, choose, compares, cost, epochs_in, plan_of_pretraining
+from .plan import Cost, Speed, choose, compares, cost, fitted, plan_of_pretraining
 from .training import donor_block, of_first, pretrain, schedule
 
 
@@ -143,14 +143,16 @@ def run(call: Call, lock: runs.Lock, stop: runs.Stop, words: list[str]) -> None:
     before = of_first(config_of(output))
     if before is not None:  # what was chosen when it began, where nothing else is asked for now
         kept: dict[str, Any] = {"precision": before.precision, "threads": before.threads}
-        kept |= {"epochs": before.epochs} if call.minutes else {}
+        chosen = {"epochs", "finetune_steps", "finetune_epochs"} if call.minutes else set()
+        kept |= {name: getattr(before, name) for name in chosen}
         config = replace(config, **{name: value for name, value in kept.items() if name not in call.given})
     # One process times its steps; the others wait for it.
     found = (choose(config, data, device), cost(config, data, device)) if processes.is_main_process else None
     speed, after = cast(tuple[Speed, Cost], of_first(found))
     config = replace(config, precision=speed.precision, threads=speed.threads)
     if call.minutes and before is None:
-        config = replace(config, epochs=epochs_in(call.minutes, config, speed, data, after))
+        may_shorten = not {"finetune_steps", "finetune_epochs"} & call.given.keys()
+        config, after = fitted(call.minutes, config, speed, data, after, may_shorten)
     torch.set_num_threads(speed.threads)
     status, refusal = 1, ""
     if processes.is_main_process:

@@ -201,8 +201,10 @@ def one_sentence(command: str) -> Iterator[None]:
 
 def set_aside(folder: Path, epochs: int) -> None:
     """Move what a finished run of so many epochs left into a run folder of its own inside, before more overwrite it."""
-    kept, left = folder / f"epochs-{epochs:04}", ("encoder.safetensors", "encoder.json", "results.json")
-    for name in (*left, "autoencoder.safetensors"):  # the first is what a finished run is known by
+    kept = folder / f"epochs-{epochs:04}"
+    figures = ("evaluation.json", "evaluation.png", "report.html")
+    # The last is what a finished run is known by.
+    for name in ("encoder.safetensors", "encoder.json", *figures, "autoencoder.safetensors"):
         if (folder / name).exists():
             kept.mkdir(exist_ok=True)
             if not (kept / "config.json").exists():
