@@ -194,7 +194,7 @@ def parse(arguments: list[str] | None, description: str | None) -> Call:
     call.add_argument(
         "--minutes",
         type=float,
-        help="as many epochs as fit, in the place of --epochs; a run that goes on keeps its own",
+        help="as many epochs as fit, at most a third of it for the comparison; a run that goes on keeps what it has",
     )
     call.add_argument(
         "--checkpoint-seconds", type=float, default=60, help="from one checkpoint to the next; default 60"

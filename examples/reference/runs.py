@@ -203,7 +203,7 @@ def set_aside(folder: Path, epochs: int) -> None:
     """Move what a finished run of so many epochs left into a run folder of its own inside, before more overwrite it."""
     kept = folder / f"epochs-{epochs:04}"
     figures = ("evaluation.json", "evaluation.png", "report.html")
-    # The last is what a finished run is known by.
+    # The first is what a finished run is known by.
     for name in ("encoder.safetensors", "encoder.json", *figures, "autoencoder.safetensors"):
         if (folder / name).exists():
             kept.mkdir(exist_ok=True)
