@@ -44,6 +44,10 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "last-block": ("--fuse", "last"),
     "learned-fusion": ("--fuse", "learned"),
     "loss-on-all": ("--loss", "all"),
+    "normalised-targets": ("--targets", "patches"),
+    "beta2-0.95": ("--beta2", "0.95"),
+    "mae": ("--method", "mae"),
+    "simmim": ("--method", "simmim"),
     "epochs-x2": ("--epochs", "x2"),
     "epochs-x4": ("--epochs", "x4"),
 }

@@ -21,8 +21,10 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "examples"))
 import dense
 import pretrain
-from checkpoint import tensors
-from model import build
+from reference import dense as probing
+from reference.checkpoint import tensors
+from reference.config import config_of_finished
+from reference.model import build
 from sklearn.linear_model import LogisticRegression
 
 SMALL = (
@@ -91,17 +93,17 @@ def test_textures_are_told_apart_by_tokens_and_not_by_colour(
 
 
 def test_pretrained_and_untrained_tokens_are_those_of_the_network(run: Path, scenes: Path) -> None:
-    settings = json.loads((run / "config.json").read_text())
-    images, _ = dense.read(str(scenes), 32)
+    settings = config_of_finished(run)
+    images, _ = probing.read(str(scenes), 32)
     mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[..., None, None]
     model = build(settings, 3)[0].eval()
     model.load_state_dict(tensors(run / "autoencoder.safetensors"))
     with torch.no_grad():
         expected = model.features((images / 255 - mean) / std)
     cpu = torch.device("cpu")
-    assert torch.allclose(dense.tokens_of("pretrained", run, settings, images, cpu), expected, atol=1e-4)
-    assert not torch.allclose(dense.tokens_of("untrained", run, settings, images, cpu), expected, atol=1e-2)
-    colour = dense.tokens_of("colour alone", run, settings, images, cpu)
+    assert torch.allclose(probing.tokens_of("pretrained", run, settings, images, cpu), expected, atol=1e-4)
+    assert not torch.allclose(probing.tokens_of("untrained", run, settings, images, cpu), expected, atol=1e-2)
+    colour = probing.tokens_of("colour alone", run, settings, images, cpu)
     assert colour.shape == (60, 64, 3)
     assert torch.allclose(colour[5, 9], images[5, :, 4:8, 4:8].float().mean((1, 2)) / 255)  # row 1, column 1
 
@@ -114,7 +116,7 @@ def test_the_figure_is_the_one_by_hand() -> None:
     labels[0] = 255  # an image of which nothing is known
     tokens = torch.randn(10, 16, 3, generator=random) + labels[:, 1::2, 1::2].flatten(1)[..., None] / 5
     train, test = list(range(8)), [8, 9]
-    found = dense.judged(tokens, labels.to(torch.uint8), [0, 5], 2, train, test)
+    found = probing.judged(tokens, labels.to(torch.uint8), [0, 5], 2, train, test)
 
     x = np.concatenate([tokens[i].numpy() for i in range(1, 8)])
     y = np.concatenate([labels[i, 1::2, 1::2].flatten().numpy() for i in range(1, 8)])
@@ -141,7 +143,7 @@ def test_the_figure_is_the_one_by_hand() -> None:
 
 def test_mean_iou_counts_classes_that_occur() -> None:
     confusion = torch.tensor([[6, 2, 0, 0], [0, 4, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]])
-    assert dense.mean_iou(confusion) == pytest.approx((6 / 8 + 4 / 7 + 0 / 1) / 3)
+    assert probing.mean_iou(confusion) == pytest.approx((6 / 8 + 4 / 7 + 0 / 1) / 3)
 
 
 def test_images_and_label_maps_are_cut_alike(tmp_path: Path) -> None:
@@ -156,7 +158,7 @@ def test_images_and_label_maps_are_cut_alike(tmp_path: Path) -> None:
         drawn = Image.fromarray(labels).convert("P")
         drawn.putdata(labels.flatten())
         drawn.save(tmp_path / f"labels/{i}.png")
-    images, labels_read = dense.read(str(tmp_path), 20)
+    images, labels_read = probing.read(str(tmp_path), 20)
     assert labels_read.unique().tolist() == [0, 1]
     assert labels_read[0, :10, :10].all()
     assert labels_read.sum() == 5 * 100
@@ -171,7 +173,7 @@ def test_pets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return [(Image.new("RGB", (8, 8)), Image.fromarray(trimap))] * 5
 
     monkeypatch.setattr(torchvision.datasets, "OxfordIIITPet", made)
-    images, labels = dense.read("torchvision:OxfordIIITPet", 8)
+    images, labels = probing.read("torchvision:OxfordIIITPet", 8)
     assert images.shape == (5, 3, 8, 8)
     assert labels[0, ::4, ::4].tolist() == [[0, 1], [255, 0]]
 
@@ -180,13 +182,13 @@ def test_pets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torchvision.datasets, "OxfordIIITPet", fails)
     with pytest.raises(SystemExit, match="cannot be downloaded: no network"):
-        dense.read("torchvision:OxfordIIITPet", 8)
+        probing.read("torchvision:OxfordIIITPet", 8)
 
 
 def test_what_is_no_folder_of_scenes_is_refused(tmp_path: Path) -> None:
     def refused(why: str, name: object = tmp_path) -> None:
         with pytest.raises(SystemExit, match=why):
-            dense.read(str(name), 16)
+            probing.read(str(name), 16)
 
     refused("takes torchvision:OxfordIIITPet, or a folder with images/ and labels/; got 'nowhere'", "nowhere")
     refused("has no images/")
@@ -208,7 +210,7 @@ def test_what_is_no_folder_of_scenes_is_refused(tmp_path: Path) -> None:
 
 def test_one_class_and_another_number_of_channels_are_refused(tmp_path: Path, scenes: Path, run: Path) -> None:
     with pytest.raises(SystemExit, match="fewer than two classes"):
-        dense.judged(torch.randn(5, 4, 3), torch.zeros(5, 8, 8), [0], 4, [0, 1, 2, 3], [4])
+        probing.judged(torch.randn(5, 4, 3), torch.zeros(5, 8, 8), [0], 4, [0, 1, 2, 3], [4])
     digits = tmp_path / "digits"
     shape: tuple[Any, ...] = ("--epochs", 1, "--dim", 16, "--depth", 1, "--heads", 1, "--draws", 0, "--threads", 1)
     pretrain.main([str(word) for word in ("--output", digits, *shape)])

@@ -17,8 +17,9 @@ for library in ("accelerate", "kornia", "matplotlib", "safetensors", "sklearn", 
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "examples"))
-from model import Autoencoder, Classifier, build, masks, parameters
-from rivals import MAE, Rival, SimMIM, as_autoencoder_weights, flops, normalised_per_patch
+from reference.config import Config
+from reference.model import Autoencoder, Classifier, build, masks, parameters
+from reference.rivals import MAE, Rival, SimMIM, as_autoencoder_weights, flops, normalised_per_patch
 
 from gmml_aug import patch_to_pixel
 
@@ -30,9 +31,13 @@ SETTINGS: dict[str, Any] = {
 RIVALS = [MAE, SimMIM]
 
 
+def config(**other: Any) -> Config:
+    return Config(**(SETTINGS | other))
+
+
 def made(kind: type[Rival], **settings: Any) -> Rival:
     torch.manual_seed(0)
-    return kind(build(SETTINGS | settings, 3)[0].encoder)
+    return kind(build(config(**settings), 3)[0].encoder)
 
 
 def batch(kind: type[MAE] | type[SimMIM], size: int = 16, count: int = 3) -> tuple[Tensor, Tensor]:
@@ -231,20 +236,20 @@ def test_what_was_pretrained_is_evaluated_as_gmml_is(kind: Any) -> None:
         loss_of(model, images, mask).backward()
         optimizer.step()
     assert loss_of(model, images, mask) < first
-    autoencoder = build(SETTINGS, 3)[0]
+    autoencoder = build(config(), 3)[0]
     autoencoder.load_state_dict(as_autoencoder_weights(model.state_dict(), autoencoder))
     with torch.no_grad():
         expected = model.encoder.forward_features(images)[:, 1:].mean(1)
         assert torch.allclose(autoencoder.pooled(images), expected, atol=1e-5)
     assert Classifier(autoencoder, 5)(images).shape == (3, 5)
     with pytest.raises(SystemExit, match="--fuse last"):
-        as_autoencoder_weights(model.state_dict(), build(SETTINGS | {"fuse": "mean"}, 3)[0])
+        as_autoencoder_weights(model.state_dict(), build(config(fuse="mean"), 3)[0])
 
 
 @pytest.mark.parametrize("kind", RIVALS)
 def test_it_begins_with_the_weights_of_gmml(kind: Any) -> None:
     torch.manual_seed(0)
-    autoencoder = build(SETTINGS, 3)[0]
+    autoencoder = build(config(), 3)[0]
     ours = made(kind).state_dict()
     theirs = {name: weight for name, weight in autoencoder.state_dict().items() if name.startswith("encoder.")}
     assert all(torch.equal(ours[name], weight) for name, weight in theirs.items())
@@ -268,8 +273,8 @@ def test_targets_normalised_per_patch() -> None:
 
 def test_they_serve_the_loss_of_gmml() -> None:
     images, _ = batch(MAE)
-    corrupted, mask = masks(SETTINGS)(images, index=torch.arange(3))
-    wrong = (build(SETTINGS, 3)[0](corrupted) - normalised_per_patch(images, 4)).abs() * patch_to_pixel(mask, 4)
+    corrupted, mask = masks(config())(images, index=torch.arange(3))
+    wrong = (build(config(), 3)[0](corrupted) - normalised_per_patch(images, 4)).abs() * patch_to_pixel(mask, 4)
     assert wrong.isfinite().all()
     assert wrong.sum() > 0
 
@@ -277,8 +282,8 @@ def test_they_serve_the_loss_of_gmml() -> None:
 def test_mae_costs_less_a_step() -> None:
     size = {"image_size": 64, "patch_size": 8, "dim": 48, "depth": 6, "heads": 3, "group_size": (1, 3)}
     images = torch.randn(2, 3, 64, 64)
-    gmml: Autoencoder = build(SETTINGS | size | {"fuse": "mean"}, 3)[0]
-    corrupted, mask = masks(SETTINGS | size)(images)
+    gmml: Autoencoder = build(config(**size, fuse="mean"), 3)[0]
+    corrupted, mask = masks(config(**size))(images)
     counted = patch_to_pixel(mask, 8)
     costs = {"GMML": flops(lambda: ((gmml(corrupted) - images).abs() * counted).sum())}
     for kind in (MAE, SimMIM):

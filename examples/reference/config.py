@@ -19,6 +19,7 @@ def option(help: str, default: Any = None, **how: Any) -> Any:
 class Config:
     """A run's settings, as config.json in its folder has them; every one with a help is an option."""
 
+    method: str = option("of pretraining: GMML, or one to compare it with", "gmml", choices=("gmml", "mae", "simmim"))
     data: str = option(
         "'digits', a folder of images, 'torchvision:NAME' (in data/, downloaded if it is not there), or shards "
         "'FOLDER/{000..099}.tar'",
@@ -45,6 +46,8 @@ class Config:
         "side of a group in patches: from, to; 1 hides single patches", type=int, pair=True
     )
     loss: str = option("pixels that count", "hidden", choices=("hidden", "all"))
+    targets: str = option("pixels, or pixels normalised in each patch", "pixels", choices=("pixels", "patches"))
+    beta2: float = option("of AdamW", 0.999, type=float)
     epochs: int = option(
         "passes over the images; more than a run had prolong it: from its present step on, learning rate and weight "
         "decay follow the cosine of the new length",
@@ -228,6 +231,16 @@ def resolved(given: dict[str, Any], gpu: bool) -> Config:
     config = Config(**{**preset, **given})
     if gpu and digits and "precision" not in given:
         config = replace(config, precision="bf16")
+    if config.method != "gmml":
+        of_gmml = {"fuse", "blocks", "decoder_depth", "ratio", "fill", "group_size", "loss", "targets"} & given.keys()
+        if of_gmml:
+            raise SystemExit(
+                f"--method {config.method} has masks, a decoder and a loss of its own: leave out "
+                f"{', '.join('--' + name.replace('_', '-') for name in sorted(of_gmml))}"
+            )
+        config = replace(config, fuse="last")
+    if config.beta2 >= 1:
+        raise SystemExit(f"--beta2 is below 1; got {config.beta2:g}")
     if config.image_size % config.patch_size:
         raise SystemExit(
             f"--image-size {config.image_size} is no multiple of the patch, --patch-size {config.patch_size}"

@@ -12,16 +12,14 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from gmml_aug import patch_to_pixel
-
 from .config import Config
 from .data.photos import in_words
 from .data.sources import Data
 from .evaluation import Evaluation, Length, planned
 from .finetuning import batch_of, labels_of
 from .machine import cores
-from .model import Classifier, build, masks, parameters
-from .training import corrupted, donor_block
+from .model import Classifier, build, parameters
+from .training import errors, objective
 from .views import Views
 
 LEAST_STEPS = 50  # of a fine-tuning, for --minutes
@@ -63,17 +61,16 @@ def timed_pretraining(config: Config, data: Data, device: torch.device, precisio
     before, part = torch.get_num_threads(), config.batch_size // config.accumulation
     torch.set_num_threads(threads)
     with torch.random.fork_rng():
-        model = build(config, data.channels)[0].to(device)
-        optimizer = torch.optim.AdamW(parameters(model, 0.05))
-        corrupt, views = masks(config), Views(data)
+        model, corrupt = objective(config, data.channels)
+        model.to(device)
+        optimizer, views = torch.optim.AdamW(parameters(model, 0.05)), Views(data)
         raw = next(data.train.batches([torch.arange(part) % len(data.train)]))
 
         def step(size: int) -> None:
             images = views.augmented(raw.images[:size])
-            seen, mask = corrupted(corrupt, images, raw.number[:size], donor_block(config))
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                wrong = (model(seen) - images).abs()
-            (wrong * patch_to_pixel(mask, config.patch_size)).mean().backward()
+                wrong, counted = errors(config, model, corrupt, images, raw.number[:size])
+            (wrong * counted).mean().backward()
             optimizer.step()
             optimizer.zero_grad()
 

@@ -21,9 +21,10 @@ from .data import of_run
 from .data.sources import Data
 from .evaluation import evaluation_of
 from .finished import Finished
-from .model import build, encoder_config, encoder_weights, masks, start_from
+from .model import build, encoder_config, encoder_weights
 from .plan import Cost, Speed, choose, compares, cost, fitted, plan_of_pretraining
-from .training import donor_block, of_first, pretrain, schedule
+from .rivals import as_autoencoder_weights
+from .training import donor_block, objective, of_first, pretrain, schedule
 
 
 def check_call(call: Call, config: Config, processes: PartialState) -> None:
@@ -53,12 +54,16 @@ def try_masks(config: Config, data: Data) -> None:
     """End here if no step could be taken with these masks."""
     part, side = config.batch_size // config.accumulation, config.image_size
     try:
-        corrupt, images = masks(config), torch.zeros(min(part, 2), data.channels, side, side)  # an alien needs two
-        corrupt.apply(images, corrupt.sample(images))
+        model, corrupt = objective(config, data.channels)
+        images = torch.zeros(min(part, 2), data.channels, side, side)  # an alien needs two
+        if config.method == "gmml":
+            corrupt.apply(images, corrupt.sample(images))
+        else:
+            model(images, corrupt.sample(images).mask)
     except ValueError as error:
         raise SystemExit(f"images of {side} pixels, {part} at a time, cannot be masked so: {error}") from None
     patches = (side // config.patch_size) ** 2
-    if config.loss == "hidden" and not round(config.ratio[0] * patches):
+    if config.method == "gmml" and config.loss == "hidden" and not round(config.ratio[0] * patches):
         raise SystemExit(
             f"--ratio {config.ratio[0]:g} hides none of {patches} patches, and the loss is that of hidden pixels; give "
             f"at least {1 / patches:.3g}, or --loss all"
@@ -135,8 +140,6 @@ def run(call: Call, lock: runs.Lock, stop: runs.Stop, words: list[str]) -> None:
     config = replace(config, training_images=len(data.train), version_of_images=data.fingerprint)
     try_masks(config, data)
     model, encoder_options = build(config, data.channels)
-    if config.init:
-        start_from(Path(config.init), model)  # says now what it cannot take
     for_timm = encoder_config(model, encoder_options, data)
     weights, size = (sum(part) for part in zip(*((w.numel(), w.nbytes) for w in model.parameters()), strict=True))
     del model
@@ -147,13 +150,13 @@ def run(call: Call, lock: runs.Lock, stop: runs.Stop, words: list[str]) -> None:
         kept |= {name: getattr(before, name) for name in chosen}
         config = replace(config, **{name: value for name, value in kept.items() if name not in call.given})
     # One process times its steps; the others wait for it.
-    found = (choose(config, data, device), cost(config, data, device)) if processes.is_main_process else None
-    speed, after = cast(tuple[Speed, Cost], of_first(found))
+    speed = cast(Speed, of_first(choose(config, data, device) if processes.is_main_process else None))
     config = replace(config, precision=speed.precision, threads=speed.threads)
+    torch.set_num_threads(speed.threads)
+    after = cast(Cost, of_first(cost(config, data, device) if processes.is_main_process else None))
     if call.minutes and before is None:
         may_shorten = not {"finetune_steps", "finetune_epochs"} & call.given.keys()
         config, after = fitted(call.minutes, config, speed, data, after, may_shorten)
-    torch.set_num_threads(speed.threads)
     status, refusal = 1, ""
     if processes.is_main_process:
         if call.dry_run:
@@ -190,6 +193,8 @@ def run(call: Call, lock: runs.Lock, stop: runs.Stop, words: list[str]) -> None:
         pretrain(config, call, data, accelerator, stop)
         if accelerator.is_main_process:
             trained = tensors(output / "checkpoint.safetensors", "model.")
+            if config.method != "gmml":
+                trained = as_autoencoder_weights(trained, build(config, data.channels)[0])
             save_tensors(output / "autoencoder.safetensors", trained)
             save_text(output / "encoder.json", json.dumps(for_timm, indent=2) + "\n")
             save_tensors(output / "encoder.safetensors", encoder_weights(for_timm, trained))

@@ -31,6 +31,7 @@ from .data.sources import Data, Raw
 from .draws import order, seed_of
 from .model import build, masks, parameters, start_from
 from .pictures import draw_reconstructions
+from .rivals import MAE, SimMIM, normalised_per_patch
 from .schedule import cosine, warmed
 from .views import Views
 
@@ -56,6 +57,30 @@ def donor_block(config: Config) -> int:
     return block if block > 1 else part
 
 
+def objective(config: Config, channels: int) -> tuple[nn.Module, GroupMask]:
+    """Return the network of a method, and what draws its masks."""
+    autoencoder = build(config, channels)[0]
+    if config.init:
+        start_from(Path(config.init), autoencoder)
+    if config.method == "gmml":
+        return autoencoder, masks(config)
+    kind = MAE if config.method == "mae" else SimMIM
+    return kind(autoencoder.encoder), kind.masks(config.patch_size, config.seed)
+
+
+def errors(
+    config: Config, model: nn.Module, corrupt: GroupMask, images: Tensor, numbers: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return each pixel's error ``(B, C, H, W)``, and which pixels count ``(B, 1, H, W)``."""
+    if config.method != "gmml":
+        wrong, counted = model(images, corrupt.sample(images, index=numbers).mask)
+        return wrong, counted
+    seen, mask = corrupted(corrupt, images, numbers, donor_block(config))
+    counted = patch_to_pixel(mask if config.loss == "hidden" else torch.ones_like(mask), config.patch_size)
+    target = images if config.targets == "pixels" else normalised_per_patch(images, config.patch_size)
+    return (model(seen) - target).abs(), counted
+
+
 def corrupted(corrupt: GroupMask, images: Tensor, numbers: Tensor, block: int) -> tuple[Tensor, Tensor]:
     """Return the corrupted images and their masks; donors come from an image's own block."""
     parts = [
@@ -67,16 +92,16 @@ def corrupted(corrupt: GroupMask, images: Tensor, numbers: Tensor, block: int) -
 def pretrain(config: Config, call: Call, data: Data, accelerator: Accelerator, stop: runs.Stop) -> None:
     """Train, and leave checkpoint.safetensors at its last step; or at another, and end here, where a signal says so."""
     torch.manual_seed(config.seed)
-    model = build(config, data.channels)[0]
-    if config.init:
-        start_from(Path(config.init), model)
-    for module in model.unused():
+    model, corrupt = objective(config, data.channels)
+    for module in model.unused():  # type: ignore[operator]
         module.requires_grad_(False)  # no gradient comes back to it: DDP would wait for one
     if config.compile:
         model.compile()
-    model, optimizer = accelerator.prepare(model, torch.optim.AdamW(parameters(model, weight_decay=1.0)))
+    model, optimizer = accelerator.prepare(
+        model, torch.optim.AdamW(parameters(model, weight_decay=1.0), betas=(0.9, config.beta2))
+    )
     decays = [group["weight_decay"] for group in optimizer.param_groups]  # 1.0, or 0.0 for biases, norms, positions
-    corrupt, views = masks(config), Views(data)
+    views = Views(data)
     checkpoint, metrics = call.output / "checkpoint.safetensors", call.output / "metrics.jsonl"
 
     per_epoch = len(data.train) // config.batch_size
@@ -118,7 +143,8 @@ def pretrain(config: Config, call: Call, data: Data, accelerator: Accelerator, s
         if accelerator.num_processes > 1:  # where each has its own clock and signals
             signalled, saves, draws = agree(signalled, saves, draws, accelerator) if says else (0, False, False)
         saves = saves or signalled > 0 or done == steps
-        draws = (draws and not signalled) or done == steps
+        # A rival's network takes no corrupted images.
+        draws = config.method == "gmml" and ((draws and not signalled) or done == steps)
         if says or saves:
             unsaid += look_at(recent, config, call.output, accelerator, len(data.train), saved)
             recent.clear()
@@ -127,7 +153,7 @@ def pretrain(config: Config, call: Call, data: Data, accelerator: Accelerator, s
             speed = config.batch_size * (done - timed) / (time.perf_counter() - since)
             record = {"epoch": done / per_epoch, "loss": loss, "lr": rate, "images_per_second": speed}
             if looks and data.test is not None and len(data.test) >= DONORS:
-                record["held_out_loss"] = held_out_loss(config, model, data, accelerator)
+                record["held_out_loss"] = held_out_loss(config, model, corrupt, data, accelerator)
             accelerator.log(record, step=done)
             progress.set_postfix(loss=f"{loss:.3f}", images=f"{speed:.0f}/s")
             if accelerator.is_main_process:
@@ -200,13 +226,11 @@ def update(
     torch.manual_seed(seed_of(config.seed, step))
     for raw, number in islice(batches, config.accumulation):
         images = views.augmented(raw, rows, part)
-        seen, mask = corrupted(corrupt, images, number, donor_block(config))
-        counted = patch_to_pixel(mask if config.loss == "hidden" else torch.ones_like(mask), config.patch_size)
-        pixels = accelerator.reduce(counted.sum() * images.shape[1], "sum")  # of all processes
         with accelerator.accumulate(model):
-            wrong = (model(seen) - images).abs() * counted
+            wrong, counted = errors(config, model, corrupt, images, number)
+            pixels = accelerator.reduce(counted.sum() * images.shape[1], "sum")  # of all processes
             # Each process has its share of the sum, and DDP averages over processes.
-            loss = wrong.sum() * accelerator.num_processes / pixels
+            loss = (wrong * counted).sum() * accelerator.num_processes / pixels
             accelerator.backward(loss)
             if accelerator.sync_gradients:
                 norm = accelerator.clip_grad_norm_(model.parameters(), config.clip)
@@ -220,18 +244,17 @@ def update(
 
 
 @torch.no_grad()
-def held_out_loss(config: Config, model: nn.Module, data: Data, accelerator: Accelerator) -> float:
-    """Return the mean absolute error on hidden pixels of up to 256 held-out images, the same with the same masks."""
+def held_out_loss(config: Config, model: nn.Module, corrupt: GroupMask, data: Data, accelerator: Accelerator) -> float:
+    """Return the loss on up to 256 held-out images, always the same ones with the same masks."""
     assert data.test is not None
-    corrupt, views, training = masks(config), Views(data), model.training
+    views, training = Views(data), model.training
     model.eval()
     count = min(256, len(data.test)) // DONORS * DONORS
     wrong, pixels = torch.zeros((), device=accelerator.device), torch.zeros((), device=accelerator.device)
     for raw, number in data.test.batches(torch.arange(count).split(64)):
         images = views.plain(raw)
-        seen, mask = corrupted(corrupt, images, number, DONORS)
-        counted = patch_to_pixel(mask, config.patch_size)
-        wrong += ((model(seen) - images).abs() * counted).sum()
+        error, counted = errors(config, model, corrupt, images, number)
+        wrong += (error * counted).sum()
         pixels += counted.sum() * images.shape[1]
     model.train(training)
     return float(wrong / pixels)

@@ -2,7 +2,7 @@
 
 Each takes the encoder of an ``Autoencoder``, and so begins with the same weights as GMML and is evaluated as it is:
 
-    mae = MAE(build(settings, channels)[0].encoder)
+    mae = MAE(build(config, channels)[0].encoder)
     mask = MAE.masks(patch_size, seed).sample(images, index=numbers).mask
     errors, counted = mae(images, mask)
     loss = (errors * counted).sum() / (counted.sum() * images.shape[1])
@@ -18,13 +18,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from model import Autoencoder
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from gmml_aug import GroupMask, keep_indices, patch_to_pixel
+
+from .model import Autoencoder
 
 
 def normalised_per_patch(images: Tensor, patch_size: int | tuple[int, int]) -> Tensor:
