@@ -65,7 +65,7 @@ def test_a_plan_names_what_is_taken_and_left_out_and_writes_nothing(
         "1 without an extension", "1 of other kinds", "2: cats, dogs", "16 patches of 4x4", "4 fine-tunings",
     ):  # fmt: skip
         assert words in plan, plan
-    assert re.search(r"pretraining +100 epochs, \d+ steps: \d+", plan)
+    assert re.search(r"pretraining +200 epochs, \d+ steps: \d+", plan)
 
 
 def test_minutes_pick_the_epochs_and_a_resumed_run_keeps_them(
