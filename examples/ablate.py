@@ -1,15 +1,16 @@
 """What matters in pretraining: variants of one base configuration, pretrained and judged alike, in one table.
 
-    python examples/ablate.py runs/ablation --variants groups tokens --seeds 2 -- --data PATH --epochs 16 --dim 96
+    python examples/ablate.py runs/ablation --variants groups tokens scratch --seeds 2 -- --data PATH --epochs 16
 
 Everything after ``--`` goes to pretrain.py for every variant. Each variant and seed is a run folder of its own inside
 runs/ablation, pretrained by pretrain.py and judged by evaluate.py's code: linear probe and nearest neighbours on frozen
-features with all labels, and fine-tuning with ``--labels`` percent of them at ``--rate`` for ``--steps``, which are the
-same for all variants (search them once, with evaluate.py on the base). What is finished is not done again. The
-table is printed and written to ablation.json: mean and standard deviation over pretraining seeds, each of which has a
-draw of labels of its own; and, paired over the seeds, the difference from the first variant. The same command goes on
-where it was stopped; with other variants or more seeds it adds to what is there. It begins with a plan; ``--dry-run``
-ends there.
+features with all labels, and fine-tuning for ``--steps`` with each of ``--labels`` percent. Of several ``--rates`` the
+best is searched for every row and share of labels by itself, on training images without a label; the labels and the
+images of the search are the same for all rows. ``scratch`` is the base's network without pretraining; ``mae`` and
+``simmim`` are other methods. What is finished is not done again. The table is printed and written to ablation.json:
+mean and standard deviation over pretraining seeds, each of which has a draw of labels of its own; and, paired over the
+seeds, the difference from the first variant. The same command goes on where it was stopped; with other variants or more
+seeds it adds to what is there. It begins with a plan; ``--dry-run`` ends there.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "beta2-0.95": ("--beta2", "0.95"),
     "mae": ("--method", "mae"),
     "simmim": ("--method", "simmim"),
+    "scratch": (),
     "epochs-x2": ("--epochs", "x2"),
     "epochs-x4": ("--epochs", "x4"),
 }
@@ -67,32 +69,45 @@ def folder(args: argparse.Namespace, variant: str, seed: int) -> Path:
     return path
 
 
-def judge(run: Path, args: argparse.Namespace, data: Data, seed: int) -> dict[str, float]:
-    """Return the accuracies, in percent, of one pretrained run; each is kept in its evaluation.jsonl."""
+def judge(run: Path, args: argparse.Namespace, data: Data, seed: int, pretrained: bool) -> dict[str, float]:
+    """Return the accuracies, in percent, of one run; each is kept in its evaluation.jsonl."""
     from accelerate import PartialState
     from reference.data import the_same_images
-    from reference.draws import draw
-    from reference.evaluation import Evaluation, probe
+    from reference.draws import draw, draw_for_search
+    from reference.evaluation import SEARCH_SEED, Evaluation, probe
     from reference.finetuning import labels_of
     from sklearn.neighbors import KNeighborsClassifier
     from torch import arange
 
     config = config_of_finished(run)
     the_same_images(run, config, data)
-    evaluation = Evaluation(run, config, data, PartialState().device, config.data, planned=1)
+    count = len(args.labels) * (1 + len(args.rates) * (len(args.rates) > 1))
+    evaluation = Evaluation(run, config, data, PartialState().device, config.data, planned=count)
+    assert data.test is not None
     labels = labels_of(data.train)
     everything = arange(len(labels))
+    side, what = ("pretrained", "pretrained") if pretrained else ("from scratch", "untrained")
     job = {"purpose": "ablation", "seed": seed, "percent": 100}
-    labelled = draw(labels, args.labels, seed, data.classes)
-    assert data.test is not None
-    one = {"purpose": "ablation", "seed": seed, "percent": args.labels, "lr": args.rate, "steps": args.steps}
-    return {
-        "probe": evaluation.frozen({**job, "side": "probe"}, probe(args.penalty), "pretrained", everything),
+    found = {
+        "probe": evaluation.frozen({**job, "side": f"probe, {what}"}, probe(args.penalty), what, everything),
         "neighbours": evaluation.frozen(
-            {**job, "side": "neighbours"}, KNeighborsClassifier(20, metric="cosine"), "pretrained", everything
+            {**job, "side": f"neighbours, {what}"}, KNeighborsClassifier(20, metric="cosine"), what, everything
         ),
-        "fine-tuned": evaluation.finetuned({**one, "side": "pretrained"}, labelled, (data.test, None)),
     }
+    for percent in args.labels:
+        one = {"side": side, "percent": percent, "steps": args.steps}
+        scores = dict.fromkeys(args.rates, 0.0)
+        if len(scores) > 1:
+            searched = draw_for_search(labels, percent, SEARCH_SEED, data.classes)
+            search = {**one, "purpose": "search", "seed": SEARCH_SEED}
+            scores = {
+                rate: evaluation.finetuned({**search, "lr": rate}, searched[0], (data.train, searched[1]))
+                for rate in args.rates
+            }
+        final = {**one, "purpose": "ablation", "seed": seed, "lr": max(scores, key=lambda rate: scores[rate])}
+        labelled = draw(labels, percent, seed, data.classes)
+        found[f"fine-tuned, {percent:g} %"] = evaluation.finetuned(final, labelled, (data.test, None))
+    return found
 
 
 def arguments_of(given: list[str]) -> argparse.Namespace:
@@ -101,8 +116,8 @@ def arguments_of(given: list[str]) -> argparse.Namespace:
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="NAME",
                         help=f"of {', '.join(VARIANTS)}; default all")  # fmt: skip
     parser.add_argument("--seeds", type=int, default=1, help="of pretraining; default 1")
-    parser.add_argument("--labels", type=float, default=10.0, help="percent, for fine-tuning; default 10")
-    parser.add_argument("--rate", type=float, default=1e-3, help="learning rate of fine-tuning; default 1e-3")
+    parser.add_argument("--labels", type=float, nargs="+", default=[10.0], help="percent; default 10")
+    parser.add_argument("--rates", type=float, nargs="+", default=[1e-3], help="of fine-tuning; default 1e-3")
     parser.add_argument("--steps", type=int, default=600, help="of fine-tuning; default 600")
     parser.add_argument("--penalty", type=float, default=1.0, help="scikit-learn's C of the probe; default 1")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done and how long it takes, and end")
@@ -118,11 +133,15 @@ def arguments_of(given: list[str]) -> argparse.Namespace:
         parser.error("the variants of the epochs need --epochs in the base configuration, after --")
     if len(set(args.variants)) < len(args.variants):
         parser.error(f"--variants names one twice: {' '.join(args.variants)}")
-    for name in ("seeds", "rate", "steps", "penalty"):
+    for name in ("seeds", "steps", "penalty"):
         if not 0 < getattr(args, name) < math.inf:
             parser.error(f"--{name} is more than 0 and finite; got {getattr(args, name)}")
-    if not 0 < args.labels <= 100:
-        parser.error(f"--labels is a percentage above 0 and at most 100; got {args.labels:g}")
+    if not all(0 < rate < math.inf for rate in args.rates):
+        parser.error(f"--rates are more than 0 and finite; got {args.rates}")
+    if not all(0 < percent <= 100 for percent in args.labels):
+        parser.error(f"--labels are percentages above 0 and at most 100; got {args.labels}")
+    if args.variants[0] == "scratch":
+        parser.error("scratch is not pretrained, and so not the first of --variants: another names the folder")
     return args
 
 
@@ -152,15 +171,18 @@ def main(arguments: list[str] | None = None) -> None:
     configs = {variant: resolved(call.given, torch.accelerator.is_available()) for variant, call in calls.items()}
     device = PartialState().device
     data = of_run(configs[args.variants[0]], device)
-    labelled = len(draw(to_classify(data), args.labels, 0, data.classes))  # says now what it cannot do
+    # Says now what it cannot do.
+    labelled = min(len(draw(to_classify(data), percent, 0, data.classes)) for percent in args.labels)
     finished = [
         (variant, seed)
         for seed in range(args.seeds)
         for variant in args.variants
         if (folder(args, variant, seed) / "encoder.safetensors").exists()
     ]
-    ahead = {v: args.seeds - sum(v == done for done, _ in finished) for v in args.variants}
-    print(plan_of_variants(configs, ahead, data, device, args.steps, labelled, args.seeds, args.folder), flush=True)
+    ahead = {v: args.seeds - sum(v == done for done, _ in finished) for v in args.variants if v != "scratch"}
+    searched = len(args.rates) if len(args.rates) > 1 else 0
+    steps = args.seeds * len(configs) * len(args.labels) * (searched + 1) * args.steps
+    print(plan_of_variants(configs, ahead, data, device, steps, labelled, args.seeds, args.folder), flush=True)
     if args.dry_run:
         return
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -169,11 +191,12 @@ def main(arguments: list[str] | None = None) -> None:
     found: dict[str, list[dict[str, float]]] = {variant: [] for variant in args.variants}
     for seed in range(args.seeds):  # all variants once, then again: a table is there early
         for variant in args.variants:
-            run = folder(args, variant, seed)
-            if (variant, seed) not in finished:
+            scratch = variant == "scratch"
+            run = folder(args, args.variants[0] if scratch else variant, seed)
+            if not scratch and (variant, seed) not in finished:
                 print(f"pretraining {run}", flush=True)
                 pretrain.main(command(args, variant, seed))
-            found[variant].append(judge(run, args, data, seed))
+            found[variant].append(judge(run, args, data, seed, not scratch))
 
     rows: dict[str, Any] = {}
     first = found[args.variants[0]]
@@ -183,12 +206,17 @@ def main(arguments: list[str] | None = None) -> None:
             pairs = zip(each, first, strict=True)
             rows[variant][name] = mean_spread([one[name] for one in each])
             rows[variant][f"{name}, difference"] = mean_spread([one[name] - base[name] for one, base in pairs])
-    columns = {"probe": "linear probe", "neighbours": "20 neighbours", "fine-tuned": f"{args.labels:g} % fine-tuned"}
+    columns = {"probe": "linear probe", "neighbours": "20 neighbours"}
+    fine_tuned = {f"fine-tuned, {percent:g} %": f"{percent:g} % fine-tuned" for percent in args.labels}
     print(f"\nAccuracy in percent on held-out images; {args.seeds} pretraining seed(s).\n")
-    print(f"{'':<16}" + "".join(f"{title:>16}" for title in columns.values()) + f"{'difference':>16}  options")
+    titles = [*columns.values(), *(title for name in fine_tuned.values() for title in (name, "difference"))]
+    print(f"{'':<20}" + "".join(f"{title:>18}" for title in titles) + "  options")
     for variant, row in rows.items():
-        cells = [written(row[name]) for name in columns] + [written(row["fine-tuned, difference"], "+")]
-        print(f"{variant:<16}" + "".join(f"{cell:>16}" for cell in cells) + f"  {row['options']}")
+        cells = [written(row[name]) for name in columns]
+        cells += [
+            cell for name in fine_tuned for cell in (written(row[name]), written(row[f"{name}, difference"], "+"))
+        ]
+        print(f"{variant:<20}" + "".join(f"{cell:>18}" for cell in cells) + f"  {row['options']}")
     everything = {**made_by("ablate.py", given, device), **settings, "seeds": args.seeds, "rows": rows}
     save_text(args.folder / "ablation.json", json.dumps(everything, indent=1) + "\n")
 

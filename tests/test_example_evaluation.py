@@ -349,9 +349,15 @@ def test_data_without_labels_are_refused(run: Path, tmp_path: Path, evaluate: Mo
     (tmp_path / "flat").mkdir()
     for i in range(4):
         image.new("RGB", (12, 12)).save(tmp_path / "flat" / f"{i}.png")
+    from reference.data import load
+    from reference.evaluation import evaluation_of
+    from reference.finished import opened
+
+    flat, one = (tmp_path / name for name in ("flat", "one"))
+    finished = opened(run, None)
     with pytest.raises(SystemExit, match="no labels or no held-out images; give --data"):
-        evaluate.main([str(run), "--data", str(tmp_path / "flat")])
+        evaluation_of(finished._replace(data=load(str(flat), 8, finished.device)))
     for part in ("train", "test"):
         shutil.copytree(tmp_path / "flat", tmp_path / "one" / part / "thing")
     with pytest.raises(SystemExit, match="one has one class, thing: nothing is to be told apart"):
-        evaluate.main([str(run), "--data", str(tmp_path / "one")])
+        evaluation_of(finished._replace(data=load(str(one), 8, finished.device)))

@@ -195,10 +195,13 @@ def test_an_ablation_goes_on_where_it_was_stopped(
         with pytest.raises(SystemExit, match=error):
             run(*words)
         assert not (tmp_path / "ablation").exists()
-    run("--variants", "groups", *base)
+    even = (*base, "--patch-size", 1)  # so that SimMIM has more than four squares
+    run("--variants", "groups", *even)
     before = (tmp_path / "ablation/groups-seed0/autoencoder.safetensors").stat().st_mtime_ns
-    table = run("--variants", "groups", "tokens", "epochs-x2", *base)
-    assert all(name in table for name in ("groups", "tokens", "epochs-x2", "linear probe", "10 % fine-tuned"))
+    table = run("--variants", "groups", "tokens", "epochs-x2", "mae", "simmim", "scratch", *even)
+    assert all(
+        name in table for name in ("groups", "tokens", "epochs-x2", "scratch", "linear probe", "10 % fine-tuned")
+    )
     assert (tmp_path / "ablation/groups-seed0/autoencoder.safetensors").stat().st_mtime_ns == before
     made = {name: json.loads((tmp_path / f"ablation/{name}-seed0/config.json").read_text()) for name in
             ("groups", "tokens", "epochs-x2")}  # fmt: skip
@@ -209,10 +212,13 @@ def test_an_ablation_goes_on_where_it_was_stopped(
         f"python examples/ablate.py {tmp_path}/ablation --steps 2 --variants groups tokens"
     )
     rows = whole["rows"]
-    difference = rows["tokens"]["fine-tuned"]["mean"] - rows["groups"]["fine-tuned"]["mean"]
-    assert rows["tokens"]["fine-tuned, difference"]["mean"] == pytest.approx(difference)
-    with pytest.raises(SystemExit, match="was made with labels 10"):
-        run("--labels", 20, *base)
+    name = "fine-tuned, 10 %"
+    difference = rows["tokens"][name]["mean"] - rows["groups"][name]["mean"]
+    assert rows["tokens"][f"{name}, difference"]["mean"] == pytest.approx(difference)
+    judged = {(row["probe"]["mean"], row["neighbours"]["mean"], row[name]["mean"]) for row in rows.values()}
+    assert len(judged) == len(rows)  # each by its own weights
+    with pytest.raises(SystemExit, match=r"was made with labels \[10"):
+        run("--labels", 20, *even)
 
 
 def test_the_whole_idea_in_one_file(pretrain: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:

@@ -259,16 +259,17 @@ def plan_of_variants(
     seeds: int,
     folder: Path,
 ) -> str:
-    """Return the plan of ablate.py: the images, and the minutes of each variant, of whose runs some are ``ahead``."""
+    """Return the plan of ablate.py: the minutes of the runs that are ``ahead``, and of ``steps`` of fine-tuning."""
     base = next(iter(configs.values()))
     speed = choose(base, data, device)
     lines, whole = of_images(base, data), 0.0
-    for variant, config in configs.items():
+    for variant in ahead:
+        config = configs[variant]
         one = timed_pretraining(config, data, device, speed.precision, speed.threads).seconds
         seconds = one * config.epochs * (len(data.train) // config.batch_size)
         whole += ahead[variant] * seconds
         lines.append((variant, f"{ahead[variant]} of {seeds} runs to pretrain, {in_time(seconds)} each"))
-    judging = seeds * len(configs) * steps * timed_finetuning(base, data, device, labelled)
+    judging = steps * timed_finetuning(base, data, device, labelled)
     lines += [("judging", in_time(judging)), ("in all", in_time(whole + judging)), ("folder", f"{folder}")]
     return "\n".join(f"{name:<14} {text}" for name, text in lines)
 
