@@ -68,6 +68,28 @@ def test_a_plan_names_what_is_taken_and_left_out_and_writes_nothing(
     assert re.search(r"pretraining +200 epochs, \d+ steps: \d+", plan)
 
 
+def test_heic_is_read_where_pillow_heif_is_there(
+    photographs: Path, examples: Callable[[str], Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    heif = pytest.importorskip("pillow_heif")
+    heif.register_heif_opener()
+    Image.new("RGB", (64, 48), "red").save(photographs / "cats/phone.heic", quality=90)
+    examples("pretrain").main(["--data", str(photographs), "--output", str(tmp_path / "run"), "--dry-run", *SMALL])
+    assert "HEIC" not in capsys.readouterr().out
+    red = examples("reference.data.photos").read(photographs / "cats/phone.heic", 48)
+    assert red.shape == (3, 48, 48)
+    assert red[0].float().mean() > 240
+
+
+def test_one_ratio_is_from_and_to(
+    photographs: Path, examples: Callable[[str], Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    examples("pretrain").main(
+        ["--data", str(photographs), "--output", str(tmp_path / "run"), "--ratio", "0.6", "--epochs", "1", *SMALL]
+    )
+    assert json.loads((tmp_path / "run/config.json").read_text())["ratio"] == [0.6, 0.6]
+
+
 def test_minutes_pick_the_epochs_and_a_resumed_run_keeps_them(
     photographs: Path, examples: Callable[[str], Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -332,7 +332,11 @@ def test_weights_decay_but_no_norms_or_positions(tmp_path: Path) -> None:
         (("--ratio", 0.02, 0.9), "--ratio 0.02 hides none of 16 patches"),
         (("--dim", 30), "--dim is a multiple of 4"),
         (("--dim", 33), "timm makes no vit_tiny_patch16_224 of {"),
-        (("--model", "resnet18"), "timm makes no resnet18 of {"),
+        (("--model", "resnet50"), "--model takes a VisionTransformer of timm, such as vit_tiny_patch16_224"),
+        (("--ratio", 0.1, 0.2, 0.3), "--ratio takes one number, or two: from, to; got 0.1 0.2 0.3"),
+        (("--method", "mae", "--fill", "noise"), "--method mae has masks, a decoder and a loss of its own: leave out"),
+        (("--beta2", 1), "--beta2 is below 1; got 1"),
+        (("--init", "nowhere.pth"), "--init nowhere.pth: there is no such file"),
         (("--model", "vit_tiny_r_s16_p8_224"), "no VisionTransformer of timm that embeds patches"),
     ],
 )
@@ -387,6 +391,37 @@ def test_two_processes_that_were_killed_give_the_masks_and_losses_of_one(tmp_pat
     for number, (mask, mean) in both.items():
         assert torch.equal(mask, alone[number][0])
         assert mean == pytest.approx(alone[number][1], abs=1e-5)  # with patches of the same donors
+
+
+def test_four_processes_give_the_losses_of_one(whole: Run, tmp_path: Path) -> None:
+    four = Run(tmp_path / "four", *TINY, processes=4)
+    assert four.all() == [0] * 4, four.said
+    assert [line["step"] for line in four.lines] == LINES
+    assert four.losses == pytest.approx(whole.losses, abs=1e-4)
+    held_out = [[line["held_out_loss"] for line in run.lines if "held_out_loss" in line] for run in (four, whole)]
+    assert len(held_out[0]) == 2  # once an epoch of a short run
+    assert held_out[0] == pytest.approx(held_out[1], abs=1e-4)
+    shares = Run(tmp_path / "shares", *TINY, "--batch-size", 40, processes=4)
+    assert shares.all() == [1] * 4
+    assert (
+        "4 processes get 10 images each of 40, but images give each other alien patches in blocks of 8" in shares.said
+    )
+
+
+def test_a_run_starts_from_the_weights_of_another(whole: Run, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    slow = ("--base-lr", 1e-9, "--weight-decay", 0)
+    for name in ("autoencoder", "encoder"):
+        run = Run(tmp_path / name, *TINY, *slow, "--seed", 1, "--init", whole.folder / f"{name}.safetensors")
+        assert run.all() == [0], run.said
+        before, after = (load_file(one.folder / "encoder.safetensors") for one in (whole, run))
+        # The schedule ends at 1e-6, whatever its peak.
+        assert all(torch.allclose(after[key], value, atol=1e-4) for key, value in before.items())
+    torch.save(load_file(whole.folder / "encoder.safetensors"), tmp_path / "timm.pth")
+    other = Run(tmp_path / "other", *TINY, "--init", tmp_path / "timm.pth", "--dim", 64)
+    assert other.all() == [1]
+    assert re.search(r"does not fit \d+ of the encoder's \d+ weights, such as .*: give --model, --dim", other.said)
 
 
 # With the smaller rate the loss is finite still where its gradient is not, and would spoil the step's checkpoint.

@@ -51,7 +51,10 @@ class Autoencoder(nn.Module):
         try:
             encoder = timm.create_model(name, pretrained=False, **options)
         except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-            raise SystemExit(f"timm makes no {name} of {options}: {error}") from None
+            raise SystemExit(
+                f"timm makes no {name} of {options}: {error}. --model takes a VisionTransformer of timm, such as "
+                "vit_tiny_patch16_224"
+            ) from None
         if not isinstance(encoder, VisionTransformer) or not isinstance(encoder.patch_embed, PatchEmbed):
             raise SystemExit(
                 f"{name} is no VisionTransformer of timm that embeds patches; take one such as vit_tiny_patch16_224"
