@@ -99,6 +99,11 @@ def test_a_run_of_digits(digits: Path, drawn: dict[str, Figure]) -> None:
         assert line[3] == pytest.approx(line[4], abs=1e-6)  # the last block alone is the network's output
 
     axes = drawn["attention.png"].axes
+    for axis in axes[1:3] + axes[4:6]:  # no panel is black beside a brighter one
+        largest = float(drawn_values(axis).max())
+        assert axis.images[0].get_clim() == pytest.approx((0, largest))
+        assert axis.get_xlabel() == f"up to {largest:.3g} %"
+    assert len(axes) == 4 * 3
     assert ["row 2, column 4" in axes[1].get_title(), "row 3, column 1" in axes[2].get_title()] == [True, True]
     assert outlined(axes[1]) == [2.5, 3.5, 0.5, 1.5]
     assert outlined(axes[2]) == [-0.5, 0.5, 1.5, 2.5]

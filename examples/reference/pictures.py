@@ -208,15 +208,17 @@ def draw_attention(model: Autoencoder, data: Data, patches: list[tuple[int, int]
             corner = (column * patch_size[1] - 0.5, row * patch_size[0] - 0.5)
             axes[i, 0].text(*corner, place + 1, color="cyan", ha="right", va="bottom", fontsize=8, path_effects=around)
             axis = axes[i, place + 1]
-            heat = axis.imshow(maps[i, place].numpy(), cmap="magma", vmin=0, vmax=maps.max())
+            largest = float(maps[i, place].max())
+            axis.imshow(maps[i, place].numpy(), cmap="magma", vmin=0, vmax=largest)
             axis.set(xticks=[], yticks=[])
+            axis.set_xlabel(f"up to {largest:.3g} %", fontsize=8)
             axis.set_title("" if i else f"from patch {place + 1}\n(row {row + 1}, column {column + 1})", fontsize=8)
             outline(axis, here, (1, 1), "cyan")
-    evenly = f"spread evenly, each token gets {100 / (prefix + height * width):.2g} %"
-    figure.colorbar(heat, ax=axes, label=f"attention to each patch in % ({evenly})", shrink=0.6)
+    evenly = f"spread evenly, each token would get {100 / (prefix + height * width):.2g} %"
     figure.suptitle(
         f"Where the last block looks from the outlined patch, averaged over {heads} heads;\n"
-        f"uncorrupted {what} of {data.name}" + f"; {prefix} class or register tokens left out" * (prefix > 0),
+        f"uncorrupted {what} of {data.name}" + f"; {prefix} class or register tokens left out" * (prefix > 0) + ".\n"
+        f"Colours go from 0, black, to each panel's largest, which is under it; {evenly}",
         fontsize=10,
     )
     figure.savefig(path, dpi=130)
