@@ -23,7 +23,8 @@ held-out images, which the search never sees. The regularisation of the linear p
 
 Every fine-tuning is one line of evaluation.jsonl in the run folder and is not done again: what was killed goes on, and
 commands for different shares may run side by side; the same command for all of them then puts the table together. It
-is printed with a verdict, written with every figure to evaluation.json, and drawn in evaluation.png.
+is printed with a verdict, written with every figure to evaluation.json, and drawn in evaluation.png; report.html, the
+run on one page, is written anew.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 
 It draws RUN/reconstructions.png, what the network makes of corrupted held-out images; RUN/blocks.png, the image decoded
 from each block's output, which shows where alien content fades and native content comes back (arXiv 2205.14986);
-and RUN/attention.png, where the last block looks from chosen patches.
+and RUN/attention.png, where the last block looks from chosen patches. RUN/report.html then shows them too.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     from reference.finished import opened
     from reference.model import build, masks
     from reference.pictures import draw_attention, draw_blocks, draw_reconstructions, held_out
+    from reference.report import write_report
 
     accelerator = Accelerator()
     finished = opened(run, args.data)
@@ -62,6 +63,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"attention is not drawn: the last block of {config.model} is {type(model.encoder.blocks[-1])}")
     for name in drawn:
         print(f"drew {run / name}.png")
+    write_report(run)
+    print(f"put them into {run}/report.html")
 
 
 if __name__ == "__main__":

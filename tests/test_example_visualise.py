@@ -49,8 +49,8 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
     figures: dict[str, Figure] = {}
     save = Figure.savefig
 
-    def kept(figure: Figure, path: Path, **options: Any) -> None:
-        figures[path.name] = figure
+    def kept(figure: Figure, path: Any, **options: Any) -> None:
+        figures[getattr(path, "name", "in report.html")] = figure
         save(figure, path, **options)
 
     monkeypatch.setattr(Figure, "savefig", kept)

@@ -39,6 +39,7 @@ def test_digits_end_in_a_table_and_a_run_folder(
     assert sorted(path.name for path in run.iterdir()) == [
         "autoencoder.safetensors", "checkpoint.safetensors", "config.json", "encoder.json", "encoder.safetensors",
         "evaluation.json", "evaluation.jsonl", "evaluation.png", "metrics.jsonl", "plan.txt", "reconstructions",
+        "report.html",
     ]  # fmt: skip
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [10, 20, 22]

@@ -17,6 +17,7 @@ from .config import Config
 from .draws import draw
 from .evaluation import SIDES, Evaluation, finetune_both, judge_frozen, made_by, mean_spread, planned, written
 from .finetuning import labels_of
+from .report import write_report
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -38,7 +39,7 @@ def compare(evaluation: Evaluation, config: Config, script: str, words: list[str
 def report(
     evaluation: Evaluation, results: dict[float, dict[str, Any]], config: Config, made_by: dict[str, Any]
 ) -> None:
-    """Print the table, and write it as evaluation.json and evaluation.png."""
+    """Print the table, and write it as evaluation.json, evaluation.png and a part of report.html."""
     data, test_labels = evaluation.data, labels_of(evaluation.data.test)
     chance = 100 * float(test_labels.bincount().max()) / len(test_labels)
     title = f"Accuracy in percent on {len(test_labels):,} held-out images of {data.name}, {len(data.classes)} classes"
@@ -80,6 +81,8 @@ def report(
     save_text(evaluation.run / "evaluation.json", json.dumps(everything, indent=1) + "\n")
     draw_chart(evaluation.run / "evaluation.png", title, chance, results, config.draws)
     print(f"\nEvery figure: {evaluation.run}/evaluation.json; chart: {evaluation.run}/evaluation.png")
+    write_report(evaluation.run)
+    print(f"All of the run on one page: {evaluation.run}/report.html")
 
 
 def draw_chart(path: Path, title: str, chance: float, results: dict[float, dict[str, Any]], seeds: int) -> None:

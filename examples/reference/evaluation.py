@@ -268,11 +268,16 @@ def probe(penalty: float) -> Any:
     return make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=1000))
 
 
+def versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {
+        name: version(name) for name in ("torch", "timm", "kornia", "scikit-learn")
+    }
+
+
 def made_by(script: str, words: list[str], device: torch.device) -> dict[str, Any]:
     """Return the command, the versions and the device that figures come from."""
     return {
         "command": shlex.join(["python", f"examples/{script}", *words]),
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("torch", "timm", "kornia", "scikit-learn")},
+        "versions": versions(),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
     }

@@ -23,6 +23,7 @@ from .evaluation import evaluation_of
 from .finished import Finished
 from .model import build, encoder_config, encoder_weights
 from .plan import Cost, Speed, choose, compares, cost, fitted, plan_of_pretraining
+from .report import write_report
 from .rivals import as_autoencoder_weights
 from .training import donor_block, objective, of_first, pretrain, schedule
 
@@ -213,3 +214,5 @@ def run(call: Call, lock: runs.Lock, stop: runs.Stop, words: list[str]) -> None:
             f"A classifier:   python examples/finetune.py {output} --data FOLDER_WITH_A_FOLDER_A_CLASS\n"
             f"Its worth:      python examples/evaluate.py {output} --data FOLDER_WITH_A_FOLDER_A_CLASS"
         )
+        write_report(output)
+        print(f"All of the run on one page: {output}/report.html")
