@@ -258,7 +258,9 @@ def test_more_epochs_prolong_a_finished_run(whole: Run, tmp_path: Path) -> None:
 
     short = Run(tmp_path / "run", *TINY, "--epochs", 1)
     assert short.all() == [0], short.said
-    ended = {name: (short.folder / name).read_bytes() for name in (*FINISHED, "config.json")}
+    (short.folder / "evaluation.json").write_text("of one epoch")
+    kept_files = (*FINISHED, "config.json", "report.html", "evaluation.json")
+    ended = {name: (short.folder / name).read_bytes() for name in kept_files}
     run = Run(short.folder, *TINY)
     assert stopped(run, signal.SIGINT) > 22
     config = resolved(parse(run.arguments, None).given, gpu=False)
