@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from contextlib import suppress
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,17 +16,14 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
-try:
-    import pillow_heif  # type: ignore[import-not-found]
-except ImportError:
-    pillow_heif = None
-else:
-    pillow_heif.register_heif_opener()
+READS_HEIC = find_spec("pillow_heif") is not None
+if READS_HEIC:
+    import_module("pillow_heif").register_heif_opener()
 
 THIN = 10  # times as long as wide, and an image is left out: its middle square shows nothing of it
 RAW = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2")
 HEIC = (".heic", ".heif")  # of many phones; Pillow reads it with pillow-heif
-READ = (*IMG_EXTENSIONS, *HEIC) if pillow_heif else IMG_EXTENSIONS
+READ = (*IMG_EXTENSIONS, *HEIC) if READS_HEIC else IMG_EXTENSIONS
 
 
 def why_not(path: Path) -> str | None:
