@@ -24,7 +24,7 @@ held-out images, which the search never sees. The regularisation of the linear p
 Every fine-tuning is one line of evaluation.jsonl in the run folder and is not done again: what was killed goes on, and
 commands for different shares may run side by side; the same command for all of them then puts the table together. It
 is printed with a verdict, written with every figure to evaluation.json, and drawn in evaluation.png; report.html, the
-run on one page, is written anew.
+run on one page, is renewed.
 """
 
 from __future__ import annotations
@@ -66,8 +66,13 @@ def main(arguments: list[str] | None = None) -> None:
 
     evaluation = evaluation_of(opened(parsed["run"], parsed["data"]))
     print(plan_of_evaluation(evaluation, config), flush=True)
-    if not parsed["dry_run"]:
+    if parsed["dry_run"]:
+        return
+    try:
         compare(evaluation, config, "evaluate.py", sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt:
+        print(f"\nstopped; what is finished is in {parsed['run']}/evaluation.jsonl, and the same command goes on")
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -304,7 +304,7 @@ class GroupMask(nn.Module):
         counter: Tensor = self._buffers["counter"]  # type: ignore[assignment]
         if counter.is_meta and device.type != "meta":
             raise ValueError(
-                "this GroupMask is on the meta device; move it by .to_empty() and load its state, or build it anew"
+                "this GroupMask is on the meta device; move it by .to_empty() and load its state, or build it again"
             )
         named = None if index is None else inputs.as_index(index, batch)
         if named is not None and self.seed is None:

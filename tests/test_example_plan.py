@@ -65,7 +65,7 @@ def test_a_plan_names_what_is_taken_and_left_out_and_writes_nothing(
     for words in (
         "1 GIF", "1 dangling links", "1 raw", "1 thin",
         "3 unreadable" if HEIC_IS_READ else "1 HEIC (pip install pillow-heif)",
-        "1 without an extension", "1 of other kinds", "2: cats, dogs", "16 patches of 4x4", "4 fine-tunings",
+        "1 without an extension", "1 of other kinds", "2: cats (8), dogs (8)", "16 patches of 4x4", "4 fine-tunings",
     ):  # fmt: skip
         assert words in plan, plan
     assert re.search(r"pretraining +200 epochs, \d+ steps: \d+", plan)

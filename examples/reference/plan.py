@@ -189,7 +189,7 @@ def of_images(config: Config, data: Data) -> list[tuple[str, str]]:
     return [
         ("images", f"{len(data.train):,} to train on, {held:,} held out" + (f"; {data.sizes}" if data.sizes else "")),
         ("left out", in_words(data.left_out)),
-        ("classes", shortened(data.classes) if data.classes else "none: nothing is compared at the end"),
+        ("classes", counted(data) if data.classes else "none: nothing is compared at the end"),
         ("seen as", f"{config.image_size}x{config.image_size} pixels{seen}"),
     ]
 
@@ -272,6 +272,14 @@ def plan_of_variants(
     judging = steps * timed_finetuning(base, data, device, labelled)
     lines += [("judging", in_time(judging)), ("in all", in_time(whole + judging)), ("folder", f"{folder}")]
     return "\n".join(f"{name:<14} {text}" for name, text in lines)
+
+
+def counted(data: Data) -> str:
+    """Return the classes with how many training images each has."""
+    if data.train.labels is None:
+        return shortened(data.classes)
+    numbers = data.train.labels.bincount(minlength=len(data.classes)).tolist()
+    return shortened([f"{name} ({number:,})" for name, number in zip(data.classes, numbers, strict=True)])
 
 
 def shortened(names: list[str], most: int = 10) -> str:

@@ -42,7 +42,7 @@ def write_report(run: Path) -> None:
     parts = {
         "Verdict": verdict(config, evaluation),
         "Plan": table([[line[:12], line[12:]] for line in planned]) if planned else paragraph("There is no plan.txt."),
-        "Training": curves(run, config),
+        "Training": curves(run),
         "Accuracy": accuracy(run, evaluation),
         "Pictures": pictures(run),
         "What to do next": commands(run, config, evaluation),
@@ -89,7 +89,7 @@ def verdict(config: Config, evaluation: dict[str, Any] | None) -> str:
     return "\n".join(paragraph(line, "verdict") for line in lines)
 
 
-def curves(run: Path, config: Config) -> str:
+def curves(run: Path) -> str:
     """Draw the losses and the learning rate over the epochs."""
     lines = [json.loads(line) for line in whole_lines(run / "metrics.jsonl")]
     if not lines:
@@ -98,14 +98,14 @@ def curves(run: Path, config: Config) -> str:
     figure = Figure(figsize=(7, 5.5), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     for axis, some, what, label in (
-        (upper, lines, "loss", f"training images, {config.loss} pixels"),
-        (upper, held, "held_out_loss", "held-out images, hidden pixels"),
+        (upper, lines, "loss", "training images"),
+        (upper, held, "held_out_loss", "held-out images"),
         (lower, lines, "lr", ""),
     ):
         marker = "." if len(some) < 50 else ""
         axis.plot([line["epoch"] for line in some], [line[what] for line in some], marker=marker, label=label)
         axis.grid(alpha=0.3)
-    upper.set_ylabel("mean absolute error")
+    upper.set_ylabel("loss")
     upper.legend(handles=upper.lines[: 1 + bool(held)])
     lower.set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))
     png = BytesIO()

@@ -23,7 +23,7 @@ class Shards(Decoded):
     """An endless stream of the images in tar files; the numbers asked for only name the masks.
 
     Each worker of each process goes through all shards again and again, in orders of its own, and draws from the
-    images that it holds. A stream cannot be sought: the seed of its order hangs on the numbers that are asked for
+    images that it holds. A stream cannot be sought: the seed of its order depends on the numbers that are asked for
     first, so a resumed run goes on with other images than the run that was not stopped would have seen.
     """
 

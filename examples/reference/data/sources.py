@@ -121,7 +121,7 @@ class Decoded(Dataset[Any], ABC):
         first = next(ahead, None)
         if first is None:
             return
-        # A generator of its own: torch's is left alone, and the workers' seeds hang on what is asked for first.
+        # A generator of its own: torch's is left alone, and the workers' seeds depend on what is asked for first.
         seeds = torch.Generator().manual_seed(seed_of(*first.tolist()))
         asked = (number.tolist() for number in chain([first], ahead))
         loader = DataLoader(
