@@ -166,7 +166,7 @@ def test_names_are_shown_and_not_obeyed(tmp_path: Path, script: Script) -> None:
     script("pretrain", "--data", data, "--output", run, *SMALL, *size, *QUICK)
     page = Page(run / "report.html")
     check_nothing_from_elsewhere(page)
-    assert page.row("classes") == [f"4: {', '.join(sorted(classes))}"]
+    assert page.row("classes") == [f"4: {', '.join(f'{name} (16)' for name in sorted(classes))}"]
     assert f"held-out images of {data};" in page.text
     assert page.source.isascii()
 
