@@ -28,7 +28,7 @@ from reference.config import Parser, config_of_finished, parse, resolved
 if TYPE_CHECKING:
     from reference.data.sources import Data
 
-# What each adds to the base's options; the base hides groups of noise or alien patches, 40 to 70 %.
+# What each adds to the base's options.
 VARIANTS: dict[str, tuple[str, ...]] = {
     "groups": (),
     "tokens": ("--group-size", "1", "1"),
@@ -72,6 +72,7 @@ def folder(args: argparse.Namespace, variant: str, seed: int) -> Path:
 def judge(run: Path, args: argparse.Namespace, data: Data, seed: int, pretrained: bool) -> dict[str, float]:
     """Return the accuracies, in percent, of one run; each is kept in its evaluation.jsonl."""
     from accelerate import PartialState
+    from reference.checkpoint import tensors
     from reference.data import the_same_images
     from reference.draws import draw, draw_for_search
     from reference.evaluation import SEARCH_SEED, Evaluation, probe
@@ -82,7 +83,8 @@ def judge(run: Path, args: argparse.Namespace, data: Data, seed: int, pretrained
     config = config_of_finished(run)
     the_same_images(run, config, data)
     count = len(args.labels) * (1 + len(args.rates) * (len(args.rates) > 1))
-    evaluation = Evaluation(run, config, data, PartialState().device, config.data, planned=count)
+    weights = tensors(run / "autoencoder.safetensors")
+    evaluation = Evaluation(run, config, data, PartialState().device, config.data, weights, planned=count)
     assert data.test is not None
     labels = labels_of(data.train)
     everything = arange(len(labels))

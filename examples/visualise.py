@@ -53,9 +53,14 @@ def main(arguments: list[str] | None = None) -> None:
     model.load_state_dict(finished.weights)
     model.to(finished.device).eval()
     half, seed = (0.5, 0.5), args.seed
-    draw_reconstructions(model, data, masks(config, ratio=half, seed=seed), run / "reconstructions.png", accelerator)
-    draw_blocks(model, data, masks(config, ratio=half, seed=seed, fill="alien"), run / "blocks.png")
-    drawn = ["reconstructions", "blocks"]
+    drawn = []
+    if config.method == "gmml":
+        corrupt = masks(config, ratio=half, seed=seed)
+        draw_reconstructions(model, data, corrupt, run / "reconstructions.png", accelerator)
+        draw_blocks(model, data, masks(config, ratio=half, seed=seed, fill="alien"), run / "blocks.png")
+        drawn += ["reconstructions", "blocks"]
+    else:
+        print(f"attention alone is drawn: of a run with --method {config.method} the encoder is kept, and no decoder")
     if hasattr(model.encoder.blocks[-1], "attn"):
         draw_attention(model, data, patches, seed, run / "attention.png")
         drawn.append("attention")

@@ -75,8 +75,7 @@ def test_heic_is_read_where_pillow_heif_is_there(
     photographs: Path, examples: Callable[[str], Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     heif = pytest.importorskip("pillow_heif")
-    heif.register_heif_opener()
-    Image.new("RGB", (64, 48), "red").save(photographs / "cats/phone.heic", quality=90)
+    heif.from_pillow(Image.new("RGB", (64, 48), "red")).save(photographs / "cats/phone.heic", quality=90)
     examples("pretrain").main(["--data", str(photographs), "--output", str(tmp_path / "run"), "--dry-run", *SMALL])
     assert "HEIC" not in capsys.readouterr().out
     red = examples("reference.data.photos").read(photographs / "cats/phone.heic", 48)

@@ -176,7 +176,7 @@ def test_a_folder_without_labels_has_a_page_that_says_so(tmp_path: Path, script:
     script("pretrain", "--data", data, "--output", run, *SMALL, "--batch-size", "8")
     page = Page(run / "report.html")
     check_nothing_from_elsewhere(page)
-    assert "Nothing was compared: these images have no labels to compare by." in page.text
+    assert "Nothing was compared: these images have no two classes." in page.text
     assert "There is no table" in page.text
     assert "too few are held out for a loss on them" in page.text
     assert f"evaluate.py {run} --data FOLDER_WITH_A_FOLDER_A_CLASS" in page.text
@@ -192,7 +192,7 @@ def test_what_is_not_there_is_left_out(run: Path) -> None:
     (run / "config.json").write_text(json.dumps(settings | {"draws": 0}))
     importlib.import_module("reference.report").write_report(run)
     page = Page(run / "report.html")
-    for words in ("--draws was 0.", "There is no plan.txt.", "There is no metrics.jsonl.", "There are none."):
+    for words in ("--draws is 0.", "There is no plan.txt.", "There is no metrics.jsonl.", "There are none."):
         assert words in page.text
     assert not page.pictures()
     assert f"evaluate.py {run} --data FOLDER_WITH_A_FOLDER_A_CLASS --draws 3" in page.text

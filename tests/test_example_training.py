@@ -393,6 +393,12 @@ def test_two_processes_that_were_killed_give_the_masks_and_losses_of_one(tmp_pat
         assert mean == pytest.approx(alone[number][1], abs=1e-5)  # with patches of the same donors
 
 
+def test_a_batch_that_eight_do_not_divide(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", *TINY, "--fill", "alien", "--batch-size", 63, "--epochs", 1)
+    assert run.all() == [0], run.said
+    assert run.lines[-1]["held_out_loss"] > 0
+
+
 def test_four_processes_give_the_losses_of_one(whole: Run, tmp_path: Path) -> None:
     four = Run(tmp_path / "four", *TINY, processes=4)
     assert four.all() == [0] * 4, four.said

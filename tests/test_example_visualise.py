@@ -3,6 +3,7 @@
 # ruff: noqa: E402 (what is missing skips the file before it is imported)
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,28 @@ def test_training_goes_on_as_if_nothing_had_been_drawn(tmp_path: Path) -> None:
     assert (tmp_path / "sheet.png").exists()
     assert torch.equal(torch.get_rng_state(), before)
     assert all(module.training for module in model.modules())
+
+
+def test_of_a_rival_the_encoder_alone_is_shown(
+    tmp_path: Path, drawn: dict[str, Figure], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(tmp_path / "run", "--method", "mae", "--dim", 32, *SMALL[2:])
+    described = json.loads((run / "encoder.json").read_text())["pretrained_cfg"]
+    assert described["tag"] == "mae"
+    assert described["description"].startswith("Pretrained by MAE (gmml_aug) on digits")
+    assert not list((run / "reconstructions").iterdir())
+    visualise.main([str(run)])
+    assert "of a run with --method mae the encoder is kept, and no decoder" in capsys.readouterr().out
+    assert set(drawn) == {"attention.png"}
+
+
+def test_the_first_sheet_comes_with_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reference.training.FIRST_SHEET", 1e-9)
+    run = train(tmp_path / "run", *SMALL)
+    steps = sorted(int(path.stem[5:]) for path in (run / "reconstructions").iterdir())
+    assert steps[0] == 1
+    assert steps[-1] == 22
+    assert len(steps) > 2
 
 
 def test_wrong_arguments_end_before_anything_is_drawn(

@@ -113,7 +113,7 @@ class Call:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
+    """An argument parser whose errors are short: no list of all options comes before them."""
 
     def __init__(self, **how: Any) -> None:
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **how)
@@ -126,17 +126,18 @@ def defaults(name: str, default: Any) -> str:
     """Return an option's defaults in words."""
     of_kind = {kind: preset.get(name, default) for kind, preset in PRESETS.items()}
     if len(set(of_kind.values())) == 1:
-        return "" if default in (None, False) else f"; default {in_words(default)}"
-    small, middle, large = (in_words(value) for value in of_kind.values())
+        return "" if default in (None, False) else f"; default {as_typed(default)}"
+    small, middle, large = (as_typed(value) for value in of_kind.values())
     photographs = f"{middle} for photographs" if middle == large else f"{middle} for photographs, {large} on a GPU"
     return f"; default {small} for the digits, {photographs}"
 
 
-def in_words(value: Any) -> str:
+def as_typed(value: Any) -> str:
+    """Return a value as one would type it."""
     if value is None:
         return "not set"
     if isinstance(value, tuple):
-        return " ".join(map(in_words, value))
+        return " ".join(map(as_typed, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -173,14 +174,14 @@ def checked(parser: argparse.ArgumentParser, parsed: dict[str, Any], short: str 
                 parser.error(f"{words} takes finite numbers {which} 0; got {number}")
         if one.metadata.get("pair"):
             if len(values) > 2:
-                parser.error(f"{words} takes one number, or two: from, to; got {in_words(tuple(values))}")
+                parser.error(f"{words} takes one number, or two: from, to; got {as_typed(tuple(values))}")
             values = [values[0], values[-1]]
         given[one.name] = tuple(values) if isinstance(value, list) else value
     for name in ("labels", "rates"):
         if name in given:
             given[name] = tuple(sorted(set(given[name])))
     if not all(percent <= 100 for percent in given.get("labels", ())):
-        parser.error(f"--labels takes percentages above 0 and at most 100; got {in_words(given['labels'])}")
+        parser.error(f"--labels takes percentages above 0 and at most 100; got {as_typed(given['labels'])}")
     if given.get("draws", 1) > 100:
         parser.error(f"--draws is at most 100; got {given['draws']}")
     return given
@@ -248,7 +249,7 @@ def resolved(given: dict[str, Any], gpu: bool) -> Config:
     if len(config.finetune_steps) != len(config.finetune_epochs):
         raise SystemExit(
             "--finetune-steps and --finetune-epochs go together, one of each for a length that is searched; got "
-            f"{in_words(config.finetune_steps)} and {in_words(config.finetune_epochs)}"
+            f"{as_typed(config.finetune_steps)} and {as_typed(config.finetune_epochs)}"
         )
     return config
 

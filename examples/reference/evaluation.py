@@ -23,7 +23,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from .checkpoint import tensors
 from .config import Config
 from .data.sources import Data, Source
 from .draws import draw, draw_for_search
@@ -45,13 +44,10 @@ class Evaluation:
     data: Data
     device: torch.device
     data_name: str  # as --data had it
+    weights: dict[str, Tensor]  # of the Autoencoder
     descriptions: dict[str, tuple[np.ndarray, ...]] = field(default_factory=dict)
     begun: int = 0  # fine-tunings
     planned: int = 0
-
-    @cached_property
-    def weights(self) -> dict[str, Tensor]:
-        return tensors(self.run / "autoencoder.safetensors")
 
     @cached_property
     def fingerprint(self) -> str:
@@ -128,7 +124,9 @@ class Evaluation:
 def evaluation_of(finished: Finished) -> Evaluation:
     """Return a finished run's evaluation; end here if its images have no labels, or only one class."""
     to_classify(finished.data)
-    return Evaluation(finished.run, finished.config, finished.data, finished.device, finished.data_name)
+    return Evaluation(
+        finished.run, finished.config, finished.data, finished.device, finished.data_name, finished.weights
+    )
 
 
 def mean_spread(values: list[float]) -> dict[str, Any]:
@@ -158,8 +156,8 @@ def search(
     return best["lr"], best["steps"], tried
 
 
-class Length(NamedTuple):
-    """How long a side and share of labels is fine-tuned, in all."""
+class Work(NamedTuple):
+    """How many fine-tunings there are, and of how many steps all of them together."""
 
     fine_tunings: int
     steps: int
@@ -172,7 +170,7 @@ def budgets(count: int, config: Config) -> list[int]:
     return sorted({max(steps, epochs * per_epoch) for steps, epochs in pairs})
 
 
-def planned(labels: Tensor, classes: list[str], config: Config) -> Length:
+def planned(labels: Tensor, classes: list[str], config: Config) -> Work:
     """Return how many fine-tunings all shares of labels take, and at most how many steps."""
     fine_tunings = steps = 0
     for percent in config.labels:
@@ -185,7 +183,7 @@ def planned(labels: Tensor, classes: list[str], config: Config) -> Length:
         for number, length in [*searched, (config.draws, lengths[-1])]:
             fine_tunings += len(SIDES) * number
             steps += len(SIDES) * number * length
-    return Length(fine_tunings, steps)
+    return Work(fine_tunings, steps)
 
 
 def finetune_both(evaluation: Evaluation, percent: float, config: Config) -> dict[str, Any]:

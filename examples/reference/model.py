@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from .data.sources import Data
 
 
+METHODS = {"gmml": "group masking, GMML", "mae": "MAE", "simmim": "SimMIM"}
+
+
 class Autoencoder(nn.Module):
     """Images ``(B, C, H, W)`` in, reconstructed images of the same shape out.
 
@@ -178,7 +181,7 @@ def start_from(path: Path, model: Autoencoder) -> None:
     model.encoder.load_state_dict(fits)
 
 
-def encoder_config(model: Autoencoder, options: dict[str, Any], data: Data) -> dict[str, Any]:
+def encoder_config(model: Autoencoder, options: dict[str, Any], data: Data, method: str) -> dict[str, Any]:
     """Return what ``timm.create_model`` makes the trained encoder of, with how its images are cut and normalised.
 
     It ends after the last fused block, for later ones are untrained, and pools the mean of the normed patch tokens. Its
@@ -190,8 +193,8 @@ def encoder_config(model: Autoencoder, options: dict[str, Any], data: Data) -> d
     of_timm: dict[str, Any] = model.encoder.pretrained_cfg  # type: ignore[assignment]
     about = {name: of_timm[name] for name in ("first_conv", "classifier", "fixed_input_size")}
     about |= {
-        "tag": "gmml",
-        "description": f"Pretrained by group masking (GMML, gmml_aug) on {data.name}, without labels.",
+        "tag": method,
+        "description": f"Pretrained by {METHODS[method]} (gmml_aug) on {data.name}, without labels.",
         "notes": [f"Evaluated features: blocks {fused} (counted from 1), fused by {model.fuse}."],
         "num_classes": 0,
         "label_names": data.classes or None,

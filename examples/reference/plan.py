@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from .config import Config
 from .data.photos import in_words
 from .data.sources import Data
-from .evaluation import Evaluation, Length, planned
+from .evaluation import Evaluation, planned
 from .finetuning import batch_of, labels_of
 from .machine import cores
 from .model import Classifier, build, parameters
-from .training import errors, objective
+from .training import donor_block, errors, objective
 from .views import Views
 
 LEAST_STEPS = 50  # of a fine-tuning, for --minutes
@@ -69,7 +69,7 @@ def timed_pretraining(config: Config, data: Data, device: torch.device, precisio
         def step(size: int) -> None:
             images = views.augmented(raw.images[:size])
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                wrong, counted = errors(config, model, corrupt, images, raw.number[:size])
+                wrong, counted = errors(config, model, corrupt, images, raw.number[:size], donor_block(config))
             (wrong * counted).mean().backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -122,12 +122,6 @@ def has_bf16(device: torch.device) -> bool:
     return device.type != "cpu" or any(getattr(torch.cpu, name, bool)() for name in known)
 
 
-def minutes(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 class Cost(NamedTuple):
     """What the comparison at the end takes."""
 
@@ -139,9 +133,9 @@ def cost(config: Config, data: Data, device: torch.device) -> Cost:
     """Return what the comparison by a run's protocol takes, by timed steps and at most; nothing without labels."""
     if not compares(config, data):
         return Cost()
-    length: Length = planned(labels_of(data.train), data.classes, config)
+    work = planned(labels_of(data.train), data.classes, config)
     smallest = round(len(data.train) * min(config.labels) / 100)
-    return Cost(length.fine_tunings, 1.1 * length.steps * timed_finetuning(config, data, device, max(2, smallest)))
+    return Cost(work.fine_tunings, 1.1 * work.steps * timed_finetuning(config, data, device, max(2, smallest)))
 
 
 def compares(config: Config, data: Data) -> bool:
@@ -164,9 +158,10 @@ def fitted(
     if may_shorten and share < 1:
         shorter = [max(LEAST_STEPS, int(share * steps)) for steps in config.finetune_steps]
         passes = [max(1, int(share * epochs)) for epochs in config.finetune_epochs]
-        before = sum(config.finetune_steps)
+        long = planned(labels_of(data.train), data.classes, config)
         config = replace(config, finetune_steps=tuple(shorter), finetune_epochs=tuple(passes))
-        after = Cost(after.fine_tunings, after.seconds * sum(shorter) / before)
+        short = planned(labels_of(data.train), data.classes, config)
+        after = Cost(short.fine_tunings, after.seconds * short.steps / long.steps)
     per_epoch = len(data.train) // config.batch_size * speed.seconds
     left = 60 * minutes - after.seconds
     if left < per_epoch:

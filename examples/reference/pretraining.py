@@ -141,7 +141,7 @@ def run(call: Call, lock: runs.Lock, stop: runs.Stop, words: list[str]) -> None:
     config = replace(config, training_images=len(data.train), version_of_images=data.fingerprint)
     try_masks(config, data)
     model, encoder_options = build(config, data.channels)
-    for_timm = encoder_config(model, encoder_options, data)
+    for_timm = encoder_config(model, encoder_options, data, config.method)
     weights, size = (sum(part) for part in zip(*((w.numel(), w.nbytes) for w in model.parameters()), strict=True))
     del model
     before = of_first(config_of(output))
@@ -208,7 +208,7 @@ def run(call: Call, lock: runs.Lock, stop: runs.Stop, words: list[str]) -> None:
         compare(evaluation_of(finished), config, "pretrain.py", words)
     else:
         print(
-            f"\nNothing was compared: {'--draws is 0' if data.classes else 'these images have no labels'}. "
+            f"\nNothing was compared: {'these images have no two classes' if config.draws else '--draws is 0'}. "
             f"The encoder is {output}/encoder.safetensors, for timm.create_model(**encoder.json).\n"
             f"What is alike:  python examples/embed.py {output} PHOTOS\n"
             f"A classifier:   python examples/finetune.py {output} --data FOLDER_WITH_A_FOLDER_A_CLASS\n"

@@ -83,7 +83,7 @@ def picture(png: bytes, about: str, kind: str) -> str:
 
 def verdict(config: Config, evaluation: dict[str, Any] | None) -> str:
     if evaluation is None:
-        why = "these images have no labels to compare by" if config.draws else "--draws was 0"
+        why = "these images have no two classes" if config.draws else "--draws is 0"
         return paragraph(f"Nothing was compared: {why}.", "verdict")
     lines = [f"{one['percent']:g} % of the labels: {one['verdict']}" for one in evaluation["results"]]
     return "\n".join(paragraph(line, "verdict") for line in lines)

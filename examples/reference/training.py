@@ -29,9 +29,9 @@ from .checkpoint import about, restore, save_tensors, save_text, state, tensors
 from .config import Call, Config
 from .data.sources import Data, Raw
 from .draws import order, seed_of
-from .model import build, masks, parameters, start_from
+from .model import Autoencoder, build, masks, parameters, start_from
 from .pictures import draw_reconstructions
-from .rivals import MAE, SimMIM, normalised_per_patch
+from .rivals import MAE, Rival, SimMIM, normalised_per_patch
 from .schedule import cosine, warmed
 from .views import Views
 
@@ -57,7 +57,7 @@ def donor_block(config: Config) -> int:
     return block if block > 1 else part
 
 
-def objective(config: Config, channels: int) -> tuple[nn.Module, GroupMask]:
+def objective(config: Config, channels: int) -> tuple[Autoencoder | Rival, GroupMask]:
     """Return the network of a method, and what draws its masks."""
     autoencoder = build(config, channels)[0]
     if config.init:
@@ -69,13 +69,16 @@ def objective(config: Config, channels: int) -> tuple[nn.Module, GroupMask]:
 
 
 def errors(
-    config: Config, model: nn.Module, corrupt: GroupMask, images: Tensor, numbers: Tensor
+    config: Config, model: nn.Module, corrupt: GroupMask, images: Tensor, numbers: Tensor, block: int
 ) -> tuple[Tensor, Tensor]:
-    """Return each pixel's error ``(B, C, H, W)``, and which pixels count ``(B, 1, H, W)``."""
+    """Return each pixel's error ``(B, C, H, W)``, and which pixels count ``(B, 1, H, W)``.
+
+    Aliens come from an image's own ``block`` of the batch.
+    """
     if config.method != "gmml":
         wrong, counted = model(images, corrupt.sample(images, index=numbers).mask)
         return wrong, counted
-    seen, mask = corrupted(corrupt, images, numbers, donor_block(config))
+    seen, mask = corrupted(corrupt, images, numbers, block)
     counted = patch_to_pixel(mask if config.loss == "hidden" else torch.ones_like(mask), config.patch_size)
     target = images if config.targets == "pixels" else normalised_per_patch(images, config.patch_size)
     return (model(seen) - target).abs(), counted
@@ -93,7 +96,7 @@ def pretrain(config: Config, call: Call, data: Data, accelerator: Accelerator, s
     """Train, and leave checkpoint.safetensors at its last step; or at another, and end here, where a signal says so."""
     torch.manual_seed(config.seed)
     model, corrupt = objective(config, data.channels)
-    for module in model.unused():  # type: ignore[operator]
+    for module in model.unused():
         module.requires_grad_(False)  # no gradient comes back to it: DDP would wait for one
     if config.compile:
         model.compile()
@@ -139,12 +142,12 @@ def pretrain(config: Config, call: Call, data: Data, accelerator: Accelerator, s
         looks = done % look_every == 0 or done == steps
         says = done % 10 == 0 or looks
         now = time.monotonic()
-        signalled, saves, draws = stop.number, now - written >= call.checkpoint_seconds, now - began >= sheet
+        signalled, saves, shows = stop.number, now - written >= call.checkpoint_seconds, now - began >= sheet
         if accelerator.num_processes > 1:  # where each has its own clock and signals
-            signalled, saves, draws = agree(signalled, saves, draws, accelerator) if says else (0, False, False)
+            signalled, saves, shows = agree(signalled, saves, shows, accelerator) if says else (0, False, False)
         saves = saves or signalled > 0 or done == steps
         # A rival's network takes no corrupted images.
-        draws = config.method == "gmml" and ((draws and not signalled) or done == steps)
+        shows = config.method == "gmml" and ((shows and not signalled) or done == steps)
         if says or saves:
             unsaid += look_at(recent, config, call.output, accelerator, len(data.train), saved)
             recent.clear()
@@ -161,7 +164,7 @@ def pretrain(config: Config, call: Call, data: Data, accelerator: Accelerator, s
                     file.write(json.dumps({"step": done, **record}) + "\n")
             unsaid.clear()
             timed, since = done, time.perf_counter()
-        if draws:
+        if shows:
             path = call.output / f"reconstructions/step-{done:06}.png"
             draw_reconstructions(model, data, masks(config, ratio=(0.5, 0.5)), path, accelerator)
             sheet *= 2
@@ -183,12 +186,12 @@ def pretrain(config: Config, call: Call, data: Data, accelerator: Accelerator, s
     stop.end_steps()
 
 
-def agree(signalled: int, saves: bool, draws: bool, accelerator: Accelerator) -> tuple[int, bool, bool]:
+def agree(signalled: int, saves: bool, shows: bool, accelerator: Accelerator) -> tuple[int, bool, bool]:
     """Return a signal that any process got, or 0, and what the main process finds due: a checkpoint, a sheet."""
     main = accelerator.is_main_process
-    own = torch.tensor([[signalled, saves and main, draws and main]], device=accelerator.device)
-    signalled, saves, draws = accelerator.gather(own).amax(0).tolist()
-    return signalled, bool(saves), bool(draws)
+    own = torch.tensor([[signalled, saves and main, shows and main]], device=accelerator.device)
+    signalled, saves, shows = accelerator.gather(own).amax(0).tolist()
+    return signalled, bool(saves), bool(shows)
 
 
 def mine(config: Config, accelerator: Accelerator, numbers: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -227,7 +230,7 @@ def update(
     for raw, number in islice(batches, config.accumulation):
         images = views.augmented(raw, rows, part)
         with accelerator.accumulate(model):
-            wrong, counted = errors(config, model, corrupt, images, number)
+            wrong, counted = errors(config, model, corrupt, images, number, donor_block(config))
             pixels = accelerator.reduce(counted.sum() * images.shape[1], "sum")  # of all processes
             # Each process has its share of the sum, and DDP averages over processes.
             loss = (wrong * counted).sum() * accelerator.num_processes / pixels
@@ -251,9 +254,9 @@ def held_out_loss(config: Config, model: nn.Module, corrupt: GroupMask, data: Da
     model.eval()
     count = min(256, len(data.test)) // DONORS * DONORS
     wrong, pixels = torch.zeros((), device=accelerator.device), torch.zeros((), device=accelerator.device)
-    for raw, number in data.test.batches(torch.arange(count).split(64)):
+    for raw, number in runs.unsignalled(data.test.batches(torch.arange(count).split(64))):
         images = views.plain(raw)
-        error, counted = errors(config, model, corrupt, images, number)
+        error, counted = errors(config, model, corrupt, images, number, DONORS)
         wrong += (error * counted).sum()
         pixels += counted.sum() * images.shape[1]
     model.train(training)
