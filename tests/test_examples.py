@@ -222,6 +222,26 @@ def test_an_ablation_goes_on_where_it_was_stopped(
         run("--labels", 20, *even)
 
 
+def test_an_ablation_searches_rates_with_its_first_seed_and_takes_more_seeds(
+    tmp_path: Path, pretrain: Callable[..., None]
+) -> None:
+    ablate = importlib.import_module("ablate")
+    words = (tmp_path / "ablation", "--steps", 2, "--rates", 1e-3, 1e-2, "--variants", "groups", "mae-equal-time")
+    base = ("--", "--dim", 16, "--depth", 2, "--heads", 2, "--epochs", 2, "--patch-size", 1)
+    found = {}
+    for seeds in (("--seeds", 2), ("--first-seed", 2)):
+        ablate.main([str(word) for word in (*words, *seeds, *base)])
+        found[seeds] = json.loads((tmp_path / "ablation/ablation.json").read_text())
+    for seed, searches in ((0, 2), (1, 0), (2, 2)):
+        for variant, epochs in (("groups", 2), ("mae-equal-time", 4)):
+            run = tmp_path / f"ablation/{variant}-seed{seed}"
+            assert json.loads((run / "config.json").read_text())["epochs"] == epochs
+            purposes = [json.loads(line)["purpose"] for line in (run / "evaluation.jsonl").read_text().splitlines()]
+            assert purposes.count("search") == searches
+    assert [each["seeds"] for each in found.values()] == [[0, 1], [2]]
+    assert [len(each["rows"]["groups"]["probe"]["each"]) for each in found.values()] == [2, 1]
+
+
 def test_the_whole_idea_in_one_file(pretrain: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
     importlib.import_module("minimal").main(pretraining=20, finetuning=10)
     printed = capsys.readouterr().out
