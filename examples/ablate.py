@@ -8,9 +8,10 @@ features with all labels, and fine-tuning for ``--steps`` with each of ``--label
 best is searched for every row and share of labels by itself, with the first seed, on training images without a label;
 the labels and the images of the search are the same for all rows. ``scratch`` is the base's network without
 pretraining; ``mae`` and ``simmim`` are other methods. What is finished is not done again. The table is printed and
-written to ablation.json: mean and standard deviation over pretraining seeds, each of which has a draw of labels of its
-own; and, paired over the seeds, the difference from the first variant. The same command goes on where it was stopped;
-with other variants or more seeds it adds to what is there. It begins with a plan; ``--dry-run`` ends there.
+written to ablation.json: mean and standard deviation over pretraining seeds, each of which has ``--draws`` draws of
+labels of its own; and, paired draw by draw, the difference from the first variant. The same command goes on where it
+was stopped; with other variants or more seeds it adds to what is there. It begins with a plan; ``--dry-run`` ends
+there.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def folder(args: argparse.Namespace, variant: str, seed: int) -> Path:
 
 def judge(
     run: Path, args: argparse.Namespace, data: Data, seed: int, pretrained: bool, chosen: dict[float, float]
-) -> dict[str, float]:
+) -> dict[str, list[float]]:
     """Return the accuracies, in percent, of one run; each is kept in its evaluation.jsonl.
 
     ``chosen`` has the learning rate for each share of labels; those that it lacks are searched with this run.
@@ -94,7 +95,7 @@ def judge(
 
     config = config_of_finished(run)
     the_same_images(run, config, data)
-    count = len(args.labels) * (1 + len(args.rates) * (len(args.rates) > 1 and not chosen))
+    count = len(args.labels) * (args.draws + len(args.rates) * (len(args.rates) > 1 and not chosen))
     weights = tensors(run / "autoencoder.safetensors")
     evaluation = Evaluation(run, config, data, PartialState().device, config.data, weights, planned=count)
     assert data.test is not None
@@ -103,10 +104,11 @@ def judge(
     side, what = ("pretrained", "pretrained") if pretrained else ("from scratch", "untrained")
     job = {"purpose": "ablation", "seed": seed, "percent": 100}
     found = {
-        "probe": evaluation.frozen({**job, "side": f"probe, {what}"}, probe(args.penalty), what, everything),
-        "neighbours": evaluation.frozen(
-            {**job, "side": f"neighbours, {what}"}, KNeighborsClassifier(20, metric="cosine"), what, everything
-        ),
+        name: [evaluation.frozen({**job, "side": f"{name}, {what}"}, classifier, what, everything)]
+        for name, classifier in (
+            ("probe", probe(args.penalty)),
+            ("neighbours", KNeighborsClassifier(20, metric="cosine")),
+        )
     }
     for percent in args.labels:
         one = {"side": side, "percent": percent, "steps": args.steps}
@@ -120,9 +122,11 @@ def judge(
                     for rate in args.rates
                 }
             chosen[percent] = max(scores, key=lambda rate: scores[rate])
-        final = {**one, "purpose": "ablation", "seed": seed, "lr": chosen[percent]}
-        labelled = draw(labels, percent, seed, data.classes)
-        found[f"fine-tuned, {percent:g} %"] = evaluation.finetuned(final, labelled, (data.test, None))
+        found[f"fine-tuned, {percent:g} %"] = accuracies = []
+        for number in range(seed * args.draws, (seed + 1) * args.draws):
+            final = {**one, "purpose": "ablation", "seed": number, "lr": chosen[percent]}
+            labelled = draw(labels, percent, number, data.classes)
+            accuracies.append(evaluation.finetuned(final, labelled, (data.test, None)))
     return found
 
 
@@ -134,6 +138,7 @@ def arguments_of(given: list[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=1, help="how many, of pretraining; default 1")
     parser.add_argument("--first-seed", type=int, default=0, help="to add to a table made elsewhere; default 0")
     parser.add_argument("--labels", type=float, nargs="+", default=[10.0], help="percent; default 10")
+    parser.add_argument("--draws", type=int, default=1, help="of the labels, for each seed; default 1")
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3], help="of fine-tuning; default 1e-3")
     parser.add_argument("--steps", type=int, default=600, help="of fine-tuning; default 600")
     parser.add_argument("--penalty", type=float, default=1.0, help="scikit-learn's C of the probe; default 1")
@@ -150,7 +155,7 @@ def arguments_of(given: list[str]) -> argparse.Namespace:
         parser.error("the variants with other epochs need --epochs in the base configuration, after --")
     if len(set(args.variants)) < len(args.variants):
         parser.error(f"--variants names one twice: {' '.join(args.variants)}")
-    for name in ("seeds", "steps", "penalty"):
+    for name in ("seeds", "draws", "steps", "penalty"):
         if not 0 < getattr(args, name) < math.inf:
             parser.error(f"--{name} is more than 0 and finite; got {getattr(args, name)}")
     if args.first_seed < 0:
@@ -172,7 +177,7 @@ def main(arguments: list[str] | None = None) -> None:
     if kept.exists():
         before = json.loads(kept.read_text())
         for name, value in settings.items():
-            if before[name] != value:
+            if before.get(name, value) != value:
                 raise SystemExit(f"{args.folder} was made with {name} {before[name]}, not {value}; take another folder")
     calls = {variant: parse(command(args, variant, 0), pretrain.__doc__) for variant in args.variants}
 
@@ -199,14 +204,14 @@ def main(arguments: list[str] | None = None) -> None:
     ]
     ahead = {v: args.seeds - sum(v == done for done, _ in finished) for v in args.variants if v != "scratch"}
     searched = len(args.rates) if len(args.rates) > 1 else 0
-    steps = len(configs) * len(args.labels) * (searched + args.seeds) * args.steps
+    steps = len(configs) * len(args.labels) * (searched + args.seeds * args.draws) * args.steps
     print(plan_of_variants(configs, ahead, data, device, steps, labelled, args.seeds, args.folder), flush=True)
     if args.dry_run:
         return
     args.folder.mkdir(parents=True, exist_ok=True)
     save_text(kept, json.dumps(settings, indent=1) + "\n")
 
-    found: dict[str, list[dict[str, float]]] = {variant: [] for variant in args.variants}
+    found: dict[str, dict[str, list[float]]] = {variant: {} for variant in args.variants}
     rates: dict[str, dict[float, float]] = {variant: {} for variant in args.variants}
     for seed in seeds:  # all variants once, then again: a table is there early
         for variant in args.variants:
@@ -215,19 +220,20 @@ def main(arguments: list[str] | None = None) -> None:
             if not scratch and (variant, seed) not in finished:
                 print(f"pretraining {run}", flush=True)
                 pretrain.main(command(args, variant, seed))
-            found[variant].append(judge(run, args, data, seed, not scratch, rates[variant]))
+            for name, values in judge(run, args, data, seed, not scratch, rates[variant]).items():
+                found[variant].setdefault(name, []).extend(values)
 
     rows: dict[str, Any] = {}
     first = found[args.variants[0]]
-    for variant, each in found.items():
+    for variant, figures in found.items():
         rows[variant] = {"options": " ".join(VARIANTS[variant]) or "(base)", "rates": rates[variant]}
-        for name in each[0]:
-            pairs = zip(each, first, strict=True)
-            rows[variant][name] = mean_spread([one[name] for one in each])
-            rows[variant][f"{name}, difference"] = mean_spread([one[name] - base[name] for one, base in pairs])
+        for name, values in figures.items():
+            pairs = zip(values, first[name], strict=True)
+            rows[variant][name] = mean_spread(values)
+            rows[variant][f"{name}, difference"] = mean_spread([one - base for one, base in pairs])
     columns = {"probe": "linear probe", "neighbours": "20 neighbours"}
     fine_tuned = {f"fine-tuned, {percent:g} %": f"{percent:g} % fine-tuned" for percent in args.labels}
-    print(f"\nAccuracy in percent on held-out images; {args.seeds} pretraining seed(s).\n")
+    print(f"\nAccuracy in percent on held-out images; {args.seeds} pretraining seed(s), {args.draws} draw(s) each.\n")
     titles = [*columns.values(), *(title for name in fine_tuned.values() for title in (name, "difference"))]
     print(f"{'':<20}" + "".join(f"{title:>18}" for title in titles) + "  options")
     for variant, row in rows.items():

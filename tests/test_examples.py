@@ -226,7 +226,19 @@ def test_an_ablation_searches_rates_with_its_first_seed_and_takes_more_seeds(
     tmp_path: Path, pretrain: Callable[..., None]
 ) -> None:
     ablate = importlib.import_module("ablate")
-    words = (tmp_path / "ablation", "--steps", 2, "--rates", 1e-3, 1e-2, "--variants", "groups", "mae-equal-time")
+    words = (
+        tmp_path / "ablation",
+        "--steps",
+        2,
+        "--draws",
+        2,
+        "--rates",
+        1e-3,
+        1e-2,
+        "--variants",
+        "groups",
+        "mae-equal-time",
+    )
     base = ("--", "--dim", 16, "--depth", 2, "--heads", 2, "--epochs", 2, "--patch-size", 1)
     found = {}
     for seeds in (("--seeds", 2), ("--first-seed", 2)):
@@ -238,8 +250,11 @@ def test_an_ablation_searches_rates_with_its_first_seed_and_takes_more_seeds(
             assert json.loads((run / "config.json").read_text())["epochs"] == epochs
             purposes = [json.loads(line)["purpose"] for line in (run / "evaluation.jsonl").read_text().splitlines()]
             assert purposes.count("search") == searches
+            assert len(purposes) == searches + 4  # probe, neighbours, two draws
     assert [each["seeds"] for each in found.values()] == [[0, 1], [2]]
-    assert [len(each["rows"]["groups"]["probe"]["each"]) for each in found.values()] == [2, 1]
+    for each, count in zip(found.values(), (2, 1), strict=True):
+        row = each["rows"]["groups"]
+        assert [len(row[name]["each"]) for name in ("probe", "fine-tuned, 10 %")] == [count, 2 * count]
 
 
 def test_the_whole_idea_in_one_file(pretrain: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
