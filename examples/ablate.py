@@ -88,7 +88,7 @@ def judge(
     from reference.checkpoint import tensors
     from reference.data import the_same_images
     from reference.draws import draw, draw_for_search
-    from reference.evaluation import SEARCH_SEED, Evaluation, probe
+    from reference.evaluation import SEARCH_SEED, Evaluation, decaying, probe
     from reference.finetuning import labels_of
     from sklearn.neighbors import KNeighborsClassifier
     from torch import arange
@@ -111,7 +111,7 @@ def judge(
         )
     }
     for percent in args.labels:
-        one = {"side": side, "percent": percent, "steps": args.steps}
+        one = {"side": side, "percent": percent, "steps": args.steps, **decaying(config)}
         if percent not in chosen:
             scores = dict.fromkeys(args.rates, 0.0)
             if len(scores) > 1:

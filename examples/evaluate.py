@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", help="labelled images, as for pretrain.py; those of the run if not given")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done and how long it takes, and end")
     parser.add_argument("--labels", type=float, nargs="+", default=[1.0, 10.0, 100.0], help="percent; default 1 10 100")
-    add_options(parser, ("draws", "rates", "search_draws"), default="; default the run's")
+    add_options(parser, ("draws", "rates", "search_draws", "layer_decay"), default="; default the run's")
     add_options(parser, FINETUNING, "finetune_", "; default the run's")
     parsed = vars(parser.parse_args(arguments))
     given = checked(parser, {name: value for name, value in parsed.items() if name not in FINETUNING})

@@ -138,6 +138,28 @@ def test_the_search_never_sees_the_held_out_images(
     assert figures(run)[pixels]["mean"] < figures(finished)[pixels]["mean"] - 30
 
 
+def test_layer_decay_slows_each_block_more_than_the_next(run: Path, evaluate: ModuleType) -> None:
+    from reference.evaluation import evaluation_of
+    from reference.finetuning import by_layer
+    from reference.finished import opened
+    from reference.model import Classifier
+
+    model = Classifier(evaluation_of(opened(run, None)).autoencoder("pretrained", 0), 10)
+    encoder: Any = model.body.encoder
+    for decay in (1.0, 0.5):
+        scales = {weight: one["scale"] for one in by_layer(model, 0.05, decay) for weight in one["params"]}
+        assert set(scales) == set(model.parameters())
+        blocks = [scales[block.attn.qkv.weight] for block in encoder.blocks]
+        assert blocks == [decay ** (len(blocks) - 1 - number) for number in range(len(blocks))]
+        assert scales[encoder.patch_embed.proj.weight] == decay ** len(blocks)
+        assert scales[model.head.weight] == scales[encoder.norm.weight] == 1
+    shares = ("--labels", "10", "--rates", "1e-3")
+    evaluate.main([str(run), *QUICK, *shares])
+    same = figures(run)["fine-tuned, pretrained"]["each"]
+    evaluate.main([str(run), *QUICK, *shares, "--layer-decay", "0.01"])
+    assert figures(run)["fine-tuned, pretrained"]["each"] != same
+
+
 def test_both_sides_are_trained_on_the_same_images(
     run: Path, evaluate: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -174,7 +174,10 @@ def test_fills_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_an_ablation_goes_on_where_it_was_stopped(
-    tmp_path: Path, pretrain: Callable[..., None], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    pretrain: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ablate = importlib.import_module("ablate")
     base = ("--", "--dim", 16, "--depth", 2, "--heads", 2, "--epochs", 1)
@@ -220,6 +223,14 @@ def test_an_ablation_goes_on_where_it_was_stopped(
     assert len(judged) == len(rows)  # each by its own weights
     with pytest.raises(SystemExit, match=r"was made with labels \[10"):
         run("--labels", 20, *even)
+    picture, made_by_ablate = tmp_path / "gains.png", tmp_path / "ablation/ablation.json"
+    monkeypatch.setattr("sys.argv", ["gains.py", str(picture), str(made_by_ablate), str(made_by_ablate)])
+    importlib.import_module("gains").main()
+    printed = capsys.readouterr().out
+    for row in ("groups", "tokens", "mae"):
+        gain = rows[row][name]["mean"] - rows["scratch"][name]["mean"]
+        assert f"{row:<20}{10:>8} %: {gain:+.1f}" in printed
+    assert picture.stat().st_size
 
 
 def test_an_ablation_searches_rates_with_its_first_seed_and_takes_more_seeds(

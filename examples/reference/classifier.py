@@ -42,7 +42,8 @@ def train(args: argparse.Namespace, words: list[str]) -> None:
     )
     model = Classifier(evaluation.autoencoder("pretrained", args.seed), len(data.classes)).to(device)
     bf16, everything = config.precision == "bf16", torch.arange(count)
-    finetune(model, data, data.train, everything, lr, epochs * per_epoch, args.seed, bf16, "fine-tuning")
+    decay = config.layer_decay
+    finetune(model, data, data.train, everything, lr, epochs * per_epoch, args.seed, bf16, decay, "fine-tuning")
     logits, labels = outputs(model.eval(), data, data.test)
     accuracy = 100 * float((logits.argmax(1) == labels).mean())
     chance = 100 * float(labels_of(data.test).bincount().max()) / held_out

@@ -74,7 +74,7 @@ def report(
         "pretraining": {"weights": evaluation.fingerprint, **asdict(evaluation.config)},
         "protocol": {
             name: getattr(config, name)
-            for name in ("labels", "draws", "search_draws", "rates", "finetune_steps", "finetune_epochs")
+            for name in ("labels", "draws", "search_draws", "rates", "layer_decay", "finetune_steps", "finetune_epochs")
         },
         "results": list(results.values()),
     }

@@ -73,6 +73,11 @@ class Config:
     finetune_steps: tuple[int, ...] = option("least steps of a fine-tuning; several are searched", (200,), type=int,
                                              nargs="+")  # fmt: skip
     finetune_epochs: tuple[int, ...] = option("least passes over the labelled images", (10,), type=int, nargs="+")
+    layer_decay: float = option(
+        "of the learning rate of fine-tuning, from each block to the one before it; 1 for the same rate in all",
+        1.0,
+        type=float,
+    )
     training_images: int = 0
     version_of_images: str = ""
 

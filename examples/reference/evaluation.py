@@ -88,7 +88,8 @@ class Evaluation:
             model = Classifier(self.autoencoder(side, seed), len(self.data.classes)).to(self.device)
             what = f"fine-tuning {self.begun} of {self.planned}: {side}, {job['percent']:g} %, rate {lr:g}"
             bf16 = self.config.precision == "bf16"
-            finetune(model, self.data, self.data.train, labelled, lr, steps, seed, bf16, what)
+            decay = job.get("layer_decay", 1.0)
+            finetune(model, self.data, self.data.train, labelled, lr, steps, seed, bf16, decay, what)
             logits, labels = outputs(model.eval(), self.data, *scored)
             return 100 * float((logits.argmax(1) == labels).mean())
 
@@ -156,6 +157,11 @@ def search(
     return best["lr"], best["steps"], tried
 
 
+def decaying(config: Config) -> dict[str, float]:
+    """Return the part of a fine-tuning's job that is left out where all blocks have the same learning rate."""
+    return {} if config.layer_decay == 1 else {"layer_decay": config.layer_decay}
+
+
 class Work(NamedTuple):
     """How many fine-tunings there are, and of how many steps all of them together."""
 
@@ -194,7 +200,7 @@ def finetune_both(evaluation: Evaluation, percent: float, config: Config) -> dic
     lengths, rates = budgets(count, config), list(config.rates)
     results: dict[str, Any] = {}
     for side in SIDES:
-        job = {"side": side, "percent": percent, "labelled": count}
+        job = {"side": side, "percent": percent, "labelled": count, **decaying(config)}
 
         def score(lr: float, steps: int, job: dict[str, Any] = job) -> list[float]:
             scores = []

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
 from torch import Tensor
 from torchvision.transforms import v2
 from tqdm import tqdm
@@ -44,19 +46,23 @@ def finetune(
     steps: int,
     seed: int,
     bf16: bool,
+    layer_decay: float,
     label: str,
 ) -> None:
-    """Train all weights on the labelled images: AdamW, weight decay 0.05, a cosine after a tenth of the steps."""
+    """Train all weights on the labelled images: AdamW, weight decay 0.05, a cosine after a tenth of the steps.
+
+    The learning rate falls from block to block, towards the pixels, by the factor ``layer_decay``.
+    """
     views, batch_size = Views(data), batch_of(len(labelled))
     device = model.head.weight.device
     labels = labels_of(source).to(device)
-    optimizer = torch.optim.AdamW(parameters(model, 0.05))
+    optimizer = torch.optim.AdamW(by_layer(model, 0.05, layer_decay))
     numbers = (number % len(labelled) for number in order(len(labelled), batch_size, seed, 0, steps))
     model.train()
     batches = source.batches(labelled[number] for number in numbers)
     for step, raw in enumerate(tqdm(batches, label, steps, leave=False)):
         for group in optimizer.param_groups:
-            group["lr"] = warmed(step, steps, max(1, steps // 10), lr)
+            group["lr"] = group["scale"] * warmed(step, steps, max(1, steps // 10), lr)
         torch.manual_seed(seed_of(seed, step))
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             logits = model(views.augmented(raw.images))
@@ -65,6 +71,21 @@ def finetune(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 3.0)
         optimizer.step()
+
+
+def by_layer(model: Classifier, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+    """Return the parameters in groups for AdamW, each with the ``scale`` of its learning rate (BEiT, arXiv 2106.08254).
+
+    The scale is 1 in the last block and all after it, ``layer_decay`` in the block before, and so on down to the
+    embedding of patches, as timm counts layers.
+    """
+    by_scale = param_groups_layer_decay(model.body.encoder, layer_decay=layer_decay)
+    scales = {weight: group["lr_scale"] for group in by_scale for weight in group["params"]}
+    groups: dict[tuple[float, float], list[Tensor]] = {}
+    for group in parameters(model, weight_decay):
+        for weight in group["params"]:
+            groups.setdefault((group["weight_decay"], scales.get(weight, 1.0)), []).append(weight)
+    return [{"params": weights, "weight_decay": decay, "scale": scale} for (decay, scale), weights in groups.items()]
 
 
 def batch_of(labelled: int) -> int:
