@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 GRID, PATCH = 14, 16
+_JEPA_BATCH = 64
 HIDDEN = 98  # half of the 196 patches
 
 
@@ -40,6 +42,78 @@ def lightly_tokens(batch: int, device: str) -> Callable[[], Tensor]:
         return mask.view(batch, GRID, GRID)
 
     return draw
+
+
+def lightly_grid(batch: int) -> Tensor:
+    """Masks of lightly of squares on a regular grid, Pixio's: of 2 x 2 patches, for 14 is no multiple of the usual 4."""
+    from lightly.models.utils import random_grid_token_mask
+
+    return _from_indices(random_grid_token_mask((batch, GRID * GRID + 1), mask_ratio=0.5, grid_size=2)[1] - 1)
+
+
+def lightly_inverse(batch: int) -> Tensor:
+    """Inverse blocks of lightly, which CAPI introduced: one block stays visible."""
+    from lightly.models.utils import random_inverse_block_mask
+
+    return _from_indices(random_inverse_block_mask((batch, GRID * GRID + 1), mask_ratio=0.5)[1] - 1)
+
+
+def dinov3_masks(checkout: str | None, batch: int) -> Tensor:
+    """Masks of DINOv3's MaskingGenerator, a call for each image; it fills up with single patches."""
+    module = _load(checkout, "--dinov3", "github.com/facebookresearch/dinov3", "dinov3/data/masking.py")
+    generator = module.MaskingGenerator((GRID, GRID), max_num_patches=0.5 * GRID * GRID)
+    return torch.stack([torch.from_numpy(generator(HIDDEN)) for _ in range(batch)])
+
+
+def beit_masks(checkout: str | None, batch: int) -> Tensor:
+    """Masks of BEiT's MaskingGenerator with the arguments of its training, but for half of the patches."""
+    import numpy as np
+
+    module = _load(checkout, "--unilm", "github.com/microsoft/unilm", "beit/masking_generator.py")
+    if not hasattr(np, "int"):  # which NumPy dropped in 1.24
+        vars(module)["np"] = SimpleNamespace(**vars(np), int=int)
+    generator = module.MaskingGenerator((GRID, GRID), HIDDEN, min_num_patches=16)
+    return torch.stack([torch.from_numpy(generator() != 0) for _ in range(batch)])
+
+
+def ijepa_targets(checkout: str | None, batch: int) -> Tensor:
+    """What I-JEPA's collator gives to predict: the union of four blocks, with the scales of its ImageNet runs."""
+    module = _load(checkout, "--ijepa", "github.com/facebookresearch/ijepa", "src/masks/multiblock.py")
+    collate = module.MaskCollator(
+        enc_mask_scale=(0.85, 1.0), pred_mask_scale=(0.15, 0.2), aspect_ratio=(0.75, 1.5), npred=4, min_keep=10
+    )
+    # A batch has one size of blocks, so that there are many small ones.
+    parts = [collate([torch.zeros(1)] * min(_JEPA_BATCH, batch))[2] for _ in range(-(-batch // _JEPA_BATCH))]
+    return torch.cat([_from_indices(torch.cat(targets, 1)) for targets in parts])
+
+
+def vjepa2_targets(checkout: str | None, batch: int) -> Tensor:
+    """What V-JEPA 2's collator gives to predict of one frame: the union of eight small blocks."""
+    module = _load(checkout, "--vjepa2", "github.com/facebookresearch/vjepa2", "src/masks/multiseq_multiblock3d.py")
+    asked = {"spatial_scale": (0.15, 0.15), "temporal_scale": (1.0, 1.0), "aspect_ratio": (0.75, 1.5), "num_blocks": 8}
+    collate = module.MaskCollator([asked], [2])
+    sample = (torch.zeros(1), 0, [[0, 1]])  # two frames are one step in time
+    parts = [collate([sample] * min(_JEPA_BATCH, batch))[0][2][0] for _ in range(-(-batch // _JEPA_BATCH))]
+    return torch.cat([_from_indices(targets) for targets in parts])
+
+
+def stable_pretraining_masks(checkout: str | None, batch: int, block_size: int) -> Tensor:
+    """Masks of stable-pretraining's PatchMasking: single patches, or blocks."""
+    where = "--stable-pretraining", "github.com/rbalestr-lab/stable-pretraining"
+    # Its packages import much that masks need not; the one file that is needed is loaded under its own name.
+    helper = _load(checkout, *where, "stable_pretraining/data/masking.py")
+    packages = {name: ModuleType(name) for name in ("stable_pretraining", "stable_pretraining.data")}
+    sys.modules.update(packages | {"stable_pretraining.data.masking": helper})
+    module = _load(checkout, *where, "stable_pretraining/backbone/patch_masking.py")
+    draw = module.PatchMasking(mask_ratio=0.5, block_size=block_size)
+    mask: Tensor = draw(torch.zeros(batch, GRID**2, 1), GRID, GRID).mask
+    return mask.view(batch, GRID, GRID) != 0
+
+
+def _from_indices(hidden: Tensor) -> Tensor:
+    """Return masks ``(B, gh, gw)`` of indices ``(B, n)``."""
+    mask = torch.zeros(len(hidden), GRID * GRID, dtype=torch.bool).scatter_(1, hidden, True)
+    return mask.view(-1, GRID, GRID)
 
 
 def dinov2_generator(checkout: str | None) -> Callable[[int], Any]:
