@@ -19,10 +19,12 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import peers
 import torch
 from torch import Tensor
@@ -80,7 +82,8 @@ def repeats(draw: Draw) -> bool:
 
 def figures(asked: float | None, draw: Draw) -> dict[str, Any]:
     """Return what a row of the table says."""
-    torch.manual_seed(0)
+    for seed in (torch.manual_seed, random.seed, np.random.seed):
+        seed(0)
     masks = draw(MASKS)[:MASKS]
     found = describe(masks)
     exact = None if asked is None else float((masks.sum((1, 2)) == round(asked * masks[0].numel())).float().mean())
@@ -114,7 +117,7 @@ def main() -> None:
         got = " to ".join(f"{100 * share:.0f}" for share in sorted(set(row["got"])))
         exact = "" if row["exact"] is None else f"{100 * row['exact']:.0f} %"
         print(
-            f"| {name} | {got} | {exact} | {row['most_to_least']:.3g} : 1 | {row['last_row']:.2f} "
+            f"| {name} | {got} | {exact} | {row['most_to_least']:,.{2 * (row['most_to_least'] < 10)}f} : 1 | {row['last_row']:.2f} "
             f"| {row['components']:.1f} | {'repeats' if row['fork_repeats'] else 'differs'} |",
             flush=True,
         )
