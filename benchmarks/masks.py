@@ -115,9 +115,10 @@ def main() -> None:
             print(f"left out: {name}: {reason}")
             continue
         got = " to ".join(f"{100 * share:.0f}" for share in sorted(set(row["got"])))
+        evenness = f"{row['most_to_least']:,.{2 * (row['most_to_least'] < 10)}f} : 1"
         exact = "" if row["exact"] is None else f"{100 * row['exact']:.0f} %"
         print(
-            f"| {name} | {got} | {exact} | {row['most_to_least']:,.{2 * (row['most_to_least'] < 10)}f} : 1 | {row['last_row']:.2f} "
+            f"| {name} | {got} | {exact} | {evenness} | {row['last_row']:.2f} "
             f"| {row['components']:.1f} | {'repeats' if row['fork_repeats'] else 'differs'} |",
             flush=True,
         )

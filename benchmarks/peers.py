@@ -45,7 +45,7 @@ def lightly_tokens(batch: int, device: str) -> Callable[[], Tensor]:
 
 
 def lightly_grid(batch: int) -> Tensor:
-    """Masks of lightly of squares on a regular grid, Pixio's: of 2 x 2 patches, for 14 is no multiple of the usual 4."""
+    """Masks of lightly of squares on a regular grid, Pixio's: of 2 x 2 patches, as 14 is no multiple of the usual 4."""
     from lightly.models.utils import random_grid_token_mask
 
     return _from_indices(random_grid_token_mask((batch, GRID * GRID + 1), mask_ratio=0.5, grid_size=2)[1] - 1)
