@@ -1,6 +1,7 @@
 """Measure all rows side by side and say what came out: tables on the screen, numbers and two plots in a folder.
 
-    python benchmarks/report.py
+    python benchmarks/report.py            # everything, some five minutes
+    python benchmarks/report.py --quick    # one minute, few rows, a table to paste into an issue; needs torch alone
 
 The rows of a table take turns, round after round, so that what else the machine does slows all of them alike. A turn
 repeats a fast row until it has lasted some milliseconds, after an untimed call that brings back its memory and caches.
@@ -31,7 +32,6 @@ from typing import Any
 import peers
 import rows
 import torch
-from matplotlib.figure import Figure
 
 TURN, LONG = 0.005, 0.1  # seconds that a turn lasts at least; of a call that needs no untimed one before it
 TABLE, FEWEST = 30.0, 5  # seconds after which a table ends, and rounds that it has in any case
@@ -47,6 +47,21 @@ BASELINES = {"transform": rows.CLONE, "busy": rows.CLONE, "step": rows.ALONE}
 # A process on each core, which ends when this one does.
 SPIN = "import os, sys\nwhile os.getppid() == int(sys.argv[1]): pass"
 PARTS = [*UNITS, "quality", "loader"]
+QUICK = 12.0  # seconds for each of the three tables of --quick
+QUICK_ROWS = {
+    "masks": (
+        "gmml_aug, groups",
+        "gmml_aug, group_size=(1, 1)",
+        "lightly random_block_mask",
+        "lightly random_token_mask",
+    ),
+    "transform": (
+        rows.CLONE,
+        *(f"gmml_aug, {fill}{place}" for fill in ("zeros", "noise", "alien") for place in ("", ", in place")),
+        "Kornia RandomErasing",
+        "torchvision v2.CutMix",
+    ),
+}
 Result = dict[str, Any]
 
 
@@ -55,11 +70,14 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
     parser.add_argument("--rounds", type=int, default=30, help=f"or as many as fit in {TABLE:g} s for each table")
+    parser.add_argument("--quick", action="store_true", help="one minute, few rows, one table; writes nothing")
     parser.add_argument("--only", choices=PARTS, metavar="GROUP", help=", ".join(PARTS))
     parser.add_argument("--gmml", metavar="PATH", help="a checkout of github.com/Sara-Ahmed/GMML")
     parser.add_argument("--dinov2", metavar="PATH", help="a checkout of github.com/facebookresearch/dinov2")
     parser.add_argument("--output", type=Path, help="folder (a whole report: benchmarks/results, a part: none)")
     args = parser.parse_args()
+    if args.quick and (args.only or args.output):
+        parser.error("--quick is one table on the screen; leave --only and --output out")
     if args.output is None and args.only is None:
         args.output = Path(__file__).parent / "results"
     torch.set_num_threads(args.threads)
@@ -70,6 +88,9 @@ def main() -> None:
     # What is measured is the steady state; how a process gets there is measured by the part "loader".
     os.environ.setdefault("GMML_AUG_BACKENDS", "triton,compiled,functions")
     machine = about_machine(args.device, args.threads)
+    if args.quick:
+        print_quick(machine, args.device, args.rounds)
+        return
     print("; ".join(f"{key}: {value}" for key, value in machine.items()))
     cases: dict[tuple[str, str], list[rows.Row]] = {}
     for row in rows.every(args.device, args.gmml, args.dinov2):
@@ -164,7 +185,38 @@ def loader_starts(dinov2: str | None) -> list[Result]:
     return results
 
 
-def measure(members: list[rows.Row], device: str, rounds: int) -> list[Result]:
+def print_quick(machine: dict[str, str], device: str, rounds: int) -> None:
+    """Print the rows that tell most, as one table to paste."""
+    tables: dict[tuple[str, str], list[rows.Row]] = {}
+    for row in rows.every(device):
+        masks, images = row.case in ("one image", "batch 256"), row.case.endswith("224 float32")
+        if row.name in QUICK_ROWS.get(row.group, ()) and (masks or images):
+            tables.setdefault((row.group, row.case), []).append(row)
+    print(", ".join(f"{key}: {value}" for key, value in machine.items() if value != "not installed"))
+    print("\n| | median | middle half | beside, round for round |\n|---|---|---|---|")
+    for (group, case), members in tables.items():
+        (unit, factor), baseline = UNITS[group], BASELINES.get(group)
+        table: Result = {"rows": measure(members, device, rounds, QUICK, memory=False)}
+        there = {result["name"] for result in table["rows"] if "skipped" not in result}
+        for result in table["rows"]:
+            if result["name"] not in there:
+                print(f"| {case}: {result['name']} | {result['skipped']} | | |")
+                continue
+            each = factor / result["amount"]
+            low, high = (f"{seconds * each:,.2f}" for seconds in result["middle_half"])
+            beside = [
+                f"{times_as_fast(table, result, name):.2f} x {name}" for name in result["against"] if name in there
+            ]
+            if baseline and result["name"] != baseline:
+                beside.insert(0, f"{1 / times_as_fast(table, result, baseline):.2f} of {baseline}")
+            cells = f"{case}: {result['name']}", f"{result['median'] * each:,.2f} {unit}", f"{low} to {high}"
+            print(f"| {' | '.join(cells)} | {'; '.join(beside)} |", flush=True)
+
+
+def measure(
+    members: list[rows.Row], device: str, rounds: int, most: float = TABLE, memory: bool = True
+) -> list[Result]:
+    """Time rows in turns for so many rounds or ``most`` seconds, and the memory of those that write images."""
     results: list[Result] = []
     running: list[tuple[Result, rows.Call, int, bool]] = []
     for row in members:
@@ -189,18 +241,20 @@ def measure(members: list[rows.Row], device: str, rounds: int) -> list[Result]:
             seconds = turn(call, repeats, device)
             if round_:  # the first one warms up
                 result["seconds"].append(float(f"{seconds:.4g}"))
-        if round_ >= FEWEST and time.perf_counter() - start > TABLE:
+        if round_ >= FEWEST and time.perf_counter() - start > most:
             break
     for result, call, _, settle in running:
         result["median"] = statistics.median(result["seconds"])
         low, _, high = statistics.quantiles(result["seconds"], n=4, method="inclusive")
         result["middle_half"] = low, high
-        if device == "cuda" and settle:
+        if not (memory and settle):
+            continue
+        if device == "cuda":
             before = torch.cuda.memory_allocated()
             torch.cuda.reset_peak_memory_stats()
             call()
             result["extra_memory"] = torch.cuda.max_memory_allocated() - before
-        elif members[0].group == "transform" and settle:
+        elif members[0].group == "transform":
             result["extra_memory"] = extra_memory(call)
     return results
 
@@ -306,6 +360,8 @@ def quality(members: list[rows.Row]) -> list[Result]:
 
 
 def plot_masks(tables: list[Result], title: str, path: Path) -> None:
+    from matplotlib.figure import Figure
+
     lines: dict[str, list[tuple[int, float]]] = {}
     for row in (row for table in tables if "thread" not in table["case"] for row in table["rows"]):
         if "median" in row:
@@ -326,6 +382,8 @@ def plot_masks(tables: list[Result], title: str, path: Path) -> None:
 
 
 def plot_transform(tables: list[Result], title: str, path: Path) -> None:
+    from matplotlib.figure import Figure
+
     if not tables:
         return
     height = 0.25 * max(len(table["rows"]) for table in tables) + 1.5

@@ -1,21 +1,41 @@
-"""The command line: ``python -m gmml_aug preview`` draws photos under the arguments of GroupMask."""
+"""The command line: ``preview`` draws photos under the arguments of GroupMask, ``info`` says what works here."""
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
+import importlib.util
 import itertools
 import os
-from collections.abc import Sequence
+import platform
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from . import __version__, filling, sampling
 from .describe import describe
 from .filling.fills import BUILT_IN
 from .transform import GroupMask
 
 _FILLS = tuple(BUILT_IN)
+_PACKAGES = (
+    "torch",
+    "numba",
+    "triton",
+    "numpy",
+    "torchvision",
+    "kornia",
+    "timm",
+    "lightly",
+    "transformers",
+    "lightning",
+)
 _MEAN, _STD = (torch.tensor(of).view(3, 1, 1) for of in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))  # ImageNet's
 
 
@@ -55,6 +75,12 @@ def main(words: Sequence[str] | None = None) -> None:
     add("--placement", choices=("uniform", "inside"), default="uniform", help="may groups hang over the border?")
     add("--seed", type=int, default=0, help="another one draws other masks and fills")
     add("-o", "--output", type=Path, default=Path("sheet.png"), metavar="FILE", help="the sheet, as PNG, JPEG or PDF")
+    info = commands.add_parser(
+        "info",
+        help="say which versions, devices and backends are here, and time one call: for a report of a bug",
+        description="Say which versions, devices and backends are here, and time one call: for a report of a bug.",
+    )
+    info.set_defaults(run=_info)
     arguments = parser.parse_args(words)
     if "run" in arguments:
         arguments.run(arguments)
@@ -116,6 +142,85 @@ def _preview(arguments: argparse.Namespace) -> None:
     for name, share, number, patches in table:
         print(f"{name:<{widths[0]}}  {share:>{widths[1]}}  {number:>{widths[2]}}  {patches}")
     print(f"Patches that share a side are connected; all fills of a photo hide the same. Drew {output}.")
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    versions = {"gmml_aug": __version__, "python": platform.python_version(), "system": platform.platform()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    for name, version in versions.items():
+        print(f"{name:<13} {version}")
+    devices = ["cpu"]
+    print(f"{'cpu':<13} {os.cpu_count()} cores, torch uses {torch.get_num_threads()} of them")
+    if torch.cuda.is_available():
+        devices.append("cuda")
+        major, minor = torch.cuda.get_device_capability()
+        print(f"{'cuda':<13} {torch.cuda.get_device_name()}, compute capability {major}.{minor}")
+    for name, there in (("mps", torch.backends.mps.is_available()), ("xpu", torch.xpu.is_available())):
+        if there:
+            devices.append(name)
+            print(f"{name:<13} is there")
+    for device in devices:
+        for name, needs in _backends(device).items():
+            print(f"{'backend':<13} {name} on {device}: {_tried(name, needs, device)}")
+    device = devices[min(1, len(devices) - 1)]
+    images = torch.randn(64, 3, 224, 224).to(device)
+    corrupt = GroupMask(16, ratio=0.5, fill="noise", seed=0)
+    with _only("triton,compiled,functions"):
+        ours, clone = _milliseconds(lambda: corrupt(images)), _milliseconds(images.clone)
+    print(f"{'timing':<13} noise over half of 64 x 3 x 224 x 224 float32 on {device}: {ours:.2f} ms; ", end="")
+    print(f"images.clone(): {clone:.2f} ms")
+
+
+def _backends(device: str) -> dict[str, str]:
+    """Return the backends that could run on a type of device, each with the package that it needs."""
+    here = [each for each in (*sampling.BACKENDS, *filling.BACKENDS) if each.device in (None, device)]
+    return {each.name: each.needs for each in here}
+
+
+def _tried(name: str, needs: str, device: str) -> str:
+    """Draw and write by one backend, and say how that went."""
+    if importlib.util.find_spec(needs) is None:
+        return f"{needs} is not installed"
+    images = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(device)
+    filled = []
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for names in ("functions", name):
+            with _only(names):
+                filled.append(GroupMask(16, fill={"noise": 1, "alien": 1}, seed=0)(images))
+    failures = [str(warning.message) for warning in said if "goes on without" in str(warning.message)]
+    same = all(torch.equal(*pair) for pair in zip(*filled, strict=True))
+    return failures[0] if failures else "works" if same else "WRONG: its bits are not those of the torch functions"
+
+
+@contextmanager
+def _only(names: str) -> Iterator[None]:
+    """Choose the backends for a while."""
+    before = os.environ.get("GMML_AUG_BACKENDS")
+    os.environ["GMML_AUG_BACKENDS"] = names
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["GMML_AUG_BACKENDS"]
+        else:
+            os.environ["GMML_AUG_BACKENDS"] = before
+
+
+def _milliseconds(call: Callable[[], Any]) -> float:
+    """Return the median of nine calls, after three that are not counted."""
+    times = []
+    for _ in range(12):
+        begin = time.perf_counter()
+        call()
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times[3:]) * 1e3
 
 
 def _one_or_pair(numbers: list[float]) -> float | tuple[float, ...]:
