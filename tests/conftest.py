@@ -24,7 +24,9 @@ settings.load_profile("any machine")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what trains, starts processes or meets large libraries: `pytest -m "not slow"` is the inner loop."""
     for item in items:
-        trains = item.path.parent.name == "clients" or item.path.stem.startswith(("test_example", "test_readme"))
+        trains = item.path.parent.name == "clients" or item.path.stem.startswith(
+            ("test_example", "test_documents", "test_site")
+        )
         if trains or "triton" in item.name or "importing" in item.name:  # Triton's interpreter
             item.add_marker(pytest.mark.slow)
 

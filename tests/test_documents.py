@@ -1,4 +1,4 @@
-"""What the README and the recipes show runs as it is written, in an empty folder."""
+"""What the README, the site's pages and the recipes show runs as it is written, in an empty folder."""
 
 import ast
 import re
@@ -11,8 +11,9 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = ROOT / "docs"
 RECIPES = (ROOT / "examples" / "recipes.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md")), ROOT / "examples" / "recipes.md"]
 
 
 def blocks(text: str) -> list[tuple[str, str]]:
@@ -37,7 +38,7 @@ def libraries(code: str) -> set[str]:
     return {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"gmml_aug", "torch"}
 
 
-PIECES = blocks(README) + blocks(RECIPES)
+PIECES = [(f"{page.stem}: {heading}", code) for page in PAGES for heading, code in blocks(page.read_text("utf-8"))]
 
 
 @pytest.mark.parametrize(("heading", "code"), PIECES, ids=[heading for heading, _ in PIECES])
@@ -63,17 +64,24 @@ def test_the_preview_runs(tmp_path: Path) -> None:
     assert (tmp_path / "sheet.png").exists()
 
 
-def test_every_recipe_has_code_and_the_readme_names_it() -> None:
+def test_every_recipe_is_a_page_that_the_readme_or_its_list_names() -> None:
+    included = "".join(page.read_text("utf-8") for page in sorted((DOCS / "integrations").glob("*.md")))
     titles = re.findall(r"^## (.+)$", RECIPES, flags=re.MULTILINE)
     assert len(titles) >= 10
     for title in titles:
         anchor = re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
-        assert f"examples/recipes.md#{anchor}" in README, title
+        assert f'examples/recipes.md#{anchor} "include")' in included, title
+    index = (DOCS / "integrations" / "index.md").read_text("utf-8")
+    for page in sorted((DOCS / "integrations").glob("*.md")):
+        assert page.stem == "index" or f"({page.name})" in index
 
 
-def test_every_guarantee_names_tests_that_exist() -> None:
-    tests = (ROOT / "tests" / "test_guarantees.py").read_text(encoding="utf-8")
-    named = re.findall(r"`(test_\w+_)\*`", README)
-    assert len(named) == 5
-    for prefix in named:
-        assert f"def {prefix}" in tests
+def test_every_guarantee_names_its_tests_and_each_of_them_is_named() -> None:
+    tests = (ROOT / "tests" / "test_guarantees.py").read_text("utf-8")
+    guarantees = (DOCS / "guarantees.md").read_text("utf-8")
+    named = re.findall(r"tests/test_guarantees\.py#(\w+)\)", guarantees)
+    assert named == re.findall(r"^def (test_\w+)\(", tests, flags=re.MULTILINE)
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 130
