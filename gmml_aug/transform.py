@@ -53,7 +53,7 @@ class GroupMask(nn.Module):
             ``None`` is the paper's, 1 up to 30 % of the grid's side. ``(1, 1)`` hides single patches at random.
         placement: ``"uniform"``: groups may hang over the border, so that each covers every patch equally often. Only
             the cut of the last group favours some, by little unless groups are large beside what is to be hidden (see
-            the README). ``"inside"``: groups lie wholly inside, so the border is hidden less often.
+            docs/guarantees.md). ``"inside"``: groups lie wholly inside, so the border is hidden less often.
         p: probability that an image is corrupted at all; the mask of one that is not is all False. It may be set later.
         seed: ``None``: the numbers follow torch's global generator, that of the images' device. An int: a stream of
             its own. The sample's number is then its ``index`` or, where none is given, a counter that is a buffer in

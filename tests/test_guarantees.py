@@ -1,4 +1,4 @@
-"""The guarantees of the README, one section each, for the public interface alone."""
+"""The guarantees of docs/guarantees.md, one section each, for the public interface alone."""
 
 from __future__ import annotations
 
