@@ -7,7 +7,7 @@ from .labels import mix_labels
 from .plan import MaskPlan
 from .transform import GroupMask, Masked
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Alien",

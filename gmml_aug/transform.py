@@ -75,6 +75,12 @@ class GroupMask(nn.Module):
     """
 
     counter: Tensor
+    patch_size: tuple[int, int]
+    fills: tuple[Fill, ...]
+    weights: tuple[float, ...]
+    group_size: tuple[int, int] | None
+    seed: int | None
+    inplace: bool
 
     def __init__(
         self,

@@ -45,7 +45,7 @@ class MaskGenerator:
             )
         for side in grid:
             group_range(side, corrupt.group_size)
-        self.grid = int(grid[0]), int(grid[1])
+        self.grid: tuple[int, int] = int(grid[0]), int(grid[1])
         # On the CPU, because collate functions run in worker processes, where there is no accelerator.
         self._corrupt = deepcopy(corrupt).cpu()
         # A batch of one image, of which only the shape counts: one element of memory, and quicker than a bare shape.

@@ -87,7 +87,9 @@ class RandomGroupMask(IntensityAugmentationBase2D):
         flags = {"same_on_batch": as_flag("same_on_batch", same_on_batch), "keepdim": as_flag("keepdim", keepdim)}
         super().__init__(p=as_share("p", p), **flags)
         # With p=1: which images are left alone is Kornia's to draw.
-        self.group_mask = GroupMask(patch_size, ratio, fill, group_size=group_size, placement=placement, seed=seed)
+        self.group_mask: GroupMask = GroupMask(
+            patch_size, ratio, fill, group_size=group_size, placement=placement, seed=seed
+        )
         self._mask: Tensor | None = None
 
     @property
