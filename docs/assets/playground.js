@@ -85,6 +85,7 @@ function count(key, patches, [low, high]) {
 
 /**
  * Returns the number of the group that hides each patch of a sample, row by row; -1 = visible.
+ *
  * options: rows, columns, ratio [low, high], groupSize [low, high] or null, placement "uniform" or "inside".
  */
 function draw(seed, index, { rows, columns, ratio, groupSize, placement }) {
