@@ -1,4 +1,4 @@
-"""What the site does beyond Markdown, so that its pages read well in the repository too.
+"""All that the site does beyond Markdown; its pages are made to read well in the repository too.
 
 - A line that is nothing but a link with the title "include" becomes the file, or the section, that it points to.
 - A link to a file that is no page shows that file, below ``source/``: images and JSON as they are, all else as a page.

@@ -1,4 +1,4 @@
-"""What the README, the site's pages and the recipes show runs as it is written, in an empty folder."""
+"""The code of the README, the site's pages and the recipes runs as it is written, in an empty folder."""
 
 import ast
 import re

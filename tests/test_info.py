@@ -1,4 +1,4 @@
-"""What ``python -m gmml_aug info`` says of this machine."""
+"""The report of ``python -m gmml_aug info`` on this machine."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Links(HTMLParser):
-    """What a page points to, and what may be pointed to in it."""
+    """The links of a page, and the anchors in it."""
 
     def __init__(self, page: Path) -> None:
         super().__init__()
