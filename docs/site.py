@@ -130,6 +130,8 @@ def relinked(text: str, here: str, uri: str, homes: dict[str, str], shown: dict[
             return match[0]
         if home := homes.get(path + anchor) or homes.get(path):
             return posixpath.relpath(home, posixpath.dirname(uri) or ".") + anchor
+        if not (ROOT / path).exists():
+            return match[0]  # MkDocs says on which page it is
         if (ROOT / path).is_dir() or not path.endswith(AS_THEY_ARE):
             shown[path] = f"source/{path}.md"
         else:
