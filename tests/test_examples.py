@@ -92,6 +92,13 @@ def test_a_folder_of_images(
     assert "8 held-out images of data, 2 classes" in capsys.readouterr().out
 
 
+def test_two_runs_of_a_process_may_differ_in_precision(tmp_path: Path, pretrain: Callable[..., None]) -> None:
+    for precision in ("no", "bf16"):  # as ablate.py's may, where each run takes what is faster
+        run = tmp_path / precision
+        pretrain("--output", run, "--epochs", 1, "--draws", 0, "--precision", precision, *SMALL)
+        assert json.loads((run / "config.json").read_text())["precision"] == precision
+
+
 def test_help_lists_every_option(pretrain: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         pretrain("--help")

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import GradientAccumulationPlugin
 
@@ -174,6 +175,7 @@ def run(call: Call, lock: runs.Lock, stop: runs.Stop, words: list[str]) -> None:
         print(plan, flush=True)
     if call.dry_run:
         return
+    AcceleratorState._reset_state()  # of an earlier run of this process, which may have had another precision
     accelerator = Accelerator(
         cpu=not gpu,
         mixed_precision=config.precision,
