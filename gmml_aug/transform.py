@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, overload
 
@@ -18,7 +17,7 @@ from .labels import owners
 from .plan import MaskPlan, fitted
 from .rng import ARITHMETIC
 from .sampling import Call, drawn
-from .streams import group_rank
+from .state import State
 
 _CPU = torch.device("cpu")
 
@@ -35,7 +34,7 @@ class Masked(NamedTuple):
     mask: Tensor
 
 
-class GroupMask(nn.Module):
+class GroupMask(State):
     """Hide connected groups of patches and fill them with zeros, noise or patches of other images.
 
     Group Masked Model Learning: Atito, Awais and Kittler, arXiv 2205.14986, section 3.1. Everything is drawn for the
@@ -74,7 +73,6 @@ class GroupMask(nn.Module):
         (torch.Size([8, 3, 224, 224]), torch.Size([8, 14, 14]))
     """
 
-    counter: Tensor
     patch_size: tuple[int, int]
     fills: tuple[Fill, ...]
     weights: tuple[float, ...]
@@ -94,45 +92,14 @@ class GroupMask(nn.Module):
         seed: int | None = None,
         inplace: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(inputs.as_ratio(ratio), inputs.as_share("p", p), inputs.as_seed(seed))
         self.patch_size = as_patch_size(patch_size)
-        self._share(inputs.as_ratio(ratio), inputs.as_share("p", p))
         self.fills, self.weights = weighted(fill)
         self.group_size = inputs.as_group_size(group_size)
         if placement not in ("uniform", "inside"):
             raise ValueError(f"placement is 'uniform' or 'inside'; got {placement!r}")
         self.placement = placement
-        self.seed = inputs.as_seed(seed)
         self.inplace = inputs.as_flag("inplace", inplace)
-        self._home = os.getpid(), -1  # the process that made it, and the rank that pickled it
-        # With no seed nothing depends on the counter, so it stays out of checkpoints.
-        self.register_buffer("counter", _counter(0, "cpu"), persistent=seed is not None)
-
-    @property
-    def ratio(self) -> tuple[float, float]:
-        """The range of the hidden share. It may be set, to a number or a pair, as a schedule does."""
-        ratio: tuple[float, float] = self.__dict__["_ratio"]
-        return ratio
-
-    @ratio.setter
-    def ratio(self, ratio: float | tuple[float, float]) -> None:
-        self._share(inputs.as_ratio(ratio), self.p)
-
-    @property
-    def p(self) -> float:
-        """The probability that an image is corrupted. It may be set too."""
-        p: float = self.__dict__["_p"]
-        return p
-
-    @p.setter
-    def p(self, p: float) -> None:
-        self._share(self.ratio, inputs.as_share("p", p))
-
-    def _share(self, ratio: tuple[float, float], p: float) -> None:
-        with torch.inference_mode(False):
-            # In a tensor, because torch.compile compiles once for each number that it sees.
-            shares = torch.tensor([*ratio, p], dtype=torch.float64, device="cpu")
-        self.__dict__.update(_ratio=ratio, _p=p, _shares=shares)
 
     @overload
     def forward(self, images: Tensor, *, index: Tensor | int | None = None, donors: Tensor | None = None) -> Masked: ...
@@ -246,36 +213,6 @@ class GroupMask(nn.Module):
             f"placement={self.placement!r}, p={self.p:g}, seed={self.seed}, inplace={self.inplace}"
         )
 
-    def __getstate__(self) -> dict[str, Any]:
-        # What is pickled here may be unpickled in a DataLoader worker, which cannot ask for its rank. The counter
-        # goes as a number: as a tensor, all these processes would share its memory. So do the shares.
-        counter, rank = self.counter, group_rank()
-        return {
-            **self.__dict__,
-            "_buffers": {**self._buffers, "counter": None},
-            "_counted": (0 if counter.is_meta else int(counter), counter.device),
-            "_shares": None,
-            "_home": (-1, -1 if rank is None else rank),
-        }
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self.counter = _counter(*self.__dict__.pop("_counted"))
-        self._share(self.ratio, self.p)
-        self._home = os.getpid(), self._home[1]
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GroupMask:
-        before = self.counter
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.counter.dtype != torch.int64:  # a cast of the whole module, after which it would stick
-            self.counter = before.to(self.counter.device)
-        return self
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
-        if isinstance(counter := state_dict.get(f"{prefix}counter"), Tensor):
-            state_dict = {**state_dict, f"{prefix}counter": counter.to(torch.int64)}
-        super()._load_from_state_dict(state_dict, prefix, *others)
-
     def _within(self, sample: Any, index: Tensor | int | None, donors: Tensor | None) -> Any:
         """Corrupt the images of a sample, all by one plan."""
         leaves, structure = tree_flatten(sample)
@@ -340,8 +277,3 @@ class GroupMask(nn.Module):
             out = out[0]
         kind = type(images)
         return Masked(out if kind in (Tensor, nn.Parameter, type(out)) else out.as_subclass(kind), mask)
-
-
-def _counter(number: int, device: torch.device | str) -> Tensor:
-    with torch.inference_mode(False):  # or a module built under it could not count outside
-        return torch.tensor(number, dtype=torch.int64, device=device)
