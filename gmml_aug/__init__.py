@@ -5,6 +5,7 @@ from .filling.fills import Alien, Fill, Mean, Noise, Shuffle, Zeros
 from .grid import keep_indices, masked_indices, patch_to_pixel
 from .labels import mix_labels
 from .plan import MaskPlan
+from .scores import from_scores
 from .transform import GroupMask, Masked
 
 __version__ = "0.2.0"
@@ -21,6 +22,7 @@ __all__ = [
     "Shuffle",
     "Zeros",
     "describe",
+    "from_scores",
     "keep_indices",
     "masked_indices",
     "mix_labels",

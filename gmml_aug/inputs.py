@@ -29,7 +29,7 @@ def check_dimensions(shape: Sequence[int]) -> None:
 
 
 def checked_grid(
-    shape: Sequence[int], patch_size: tuple[int, int], group_size: tuple[int, int] | None
+    shape: Sequence[int], patch_size: tuple[int, int], group_size: tuple[int, int] | None = None
 ) -> tuple[int, int]:
     """Return the grid of the images, (height, width) in patches.
 
@@ -173,6 +173,20 @@ def as_index(index: Tensor | int, batch: Sequence[int]) -> Tensor:
     if index.shape != wanted and not (not batch and index.ndim == 0):
         raise ValueError(f"index has one number for each sample, shape {wanted}; got {tuple(index.shape)}")
     return index.reshape(-1)
+
+
+def as_patches(name: str, patches: object, shape: Sequence[int], device: torch.device) -> Tensor:
+    """Return a mask of the caller's, of this shape and device."""
+    if not isinstance(patches, Tensor) or patches.dtype != torch.bool:
+        got = patches.dtype if isinstance(patches, Tensor) else type(patches).__name__
+        raise TypeError(f"{name} is a bool tensor, one value for each patch; got {got}; convert it, as by {name} > 0")
+    if patches.shape != tuple(shape):
+        raise ValueError(f"{name} has a value for each patch, shape {tuple(shape)}; got {tuple(patches.shape)}")
+    if patches.device != device:
+        raise ValueError(f"{name} is on {patches.device}, not on {device}; move it by {name}.to({str(device)!r})")
+    if torch._C._functorch.is_batchedtensor(patches):
+        raise ValueError(f"{name} cannot be mapped by vmap; draw before it, by sample(images, {name}={name})")
+    return plain(patches)
 
 
 def check_writable(images: Tensor) -> None:

@@ -65,6 +65,12 @@ class MaskPlan(NamedTuple):
         return rng.another(own, draw, batch).to(self.key.device)
 
 
+def alone(mask: Tensor) -> Tensor:
+    """Return the groups of a mask ``(..., gh, gw)`` that nobody drew: each hidden patch is one by itself."""
+    place = torch.arange(mask.shape[-2] * mask.shape[-1], dtype=torch.int32, device=mask.device)
+    return torch.where(mask, place.view(mask.shape[-2:]), -1)
+
+
 def fitted(plan: MaskPlan, fills: int) -> MaskPlan:
     """Return a plan whose donors are in its batch, on a device that has the arithmetic; refuse one of more fills.
 

@@ -31,6 +31,7 @@ FILL_SLOT = 1  # upper half: which fill; lower half: which donor
 CUT_SLOT = 2  # highest bit: from which side the last group is cut
 RECTANGLE_SLOT = 4  # two words for each rectangle: its rows, its columns; upper half: the size, lower half: the place
 PATCH_SLOT = 2**32  # one word for each patch: its rank
+TIE_SLOT = 3 * 2**31  # one word for each patch: which of those with equal scores comes first
 DONOR_SLOT = 3 * 2**32  # one word for each group; lower half: which donor
 SHUFFLE_SLOT = 2**33  # one word for each patch: where its content comes from
 NOISE_SLOT = 2**34  # whole words for each patch, of four normals or eight bytes each

@@ -14,12 +14,13 @@ from .filling import write
 from .filling.fills import Fill, weighted
 from .grid import as_patch_size, is_int
 from .labels import owners
-from .plan import MaskPlan, fitted
+from .plan import MaskPlan, alone, fitted
 from .rng import ARITHMETIC
 from .sampling import Call, drawn
 from .state import State
 
 _CPU = torch.device("cpu")
+Index = Tensor | int | None
 
 
 class Masked(NamedTuple):
@@ -102,13 +103,15 @@ class GroupMask(State):
         self.inplace = inputs.as_flag("inplace", inplace)
 
     @overload
-    def forward(self, images: Tensor, *, index: Tensor | int | None = None, donors: Tensor | None = None) -> Masked: ...
+    def forward(
+        self, images: Tensor, *, index: Index = None, donors: Tensor | None = None, mask: Tensor | None = None
+    ) -> Masked: ...
     @overload
     def forward(
-        self, images: Any, *others: Any, index: Tensor | int | None = None, donors: Tensor | None = None
+        self, images: Any, *others: Any, index: Index = None, donors: Tensor | None = None, mask: Tensor | None = None
     ) -> Any: ...
     def forward(
-        self, images: Any, *others: Any, index: Tensor | int | None = None, donors: Tensor | None = None
+        self, images: Any, *others: Any, index: Index = None, donors: Tensor | None = None, mask: Tensor | None = None
     ) -> Any:
         """Corrupt a batch: :meth:`sample`, then :meth:`apply`.
 
@@ -125,6 +128,10 @@ class GroupMask(State):
             donors: ``(N, C, H, W)`` or ``(N, T, C, H, W)``, of the images' dtype and device: where alien patches come
                 from instead of the batch. Only :class:`Alien` takes from it; that no image is among its own donors is
                 then up to the caller.
+            mask: ``(B, gh, gw)`` bool, True = hidden (``(gh, gw)`` for one image), on the images' device: the patches
+                to hide, as an attention, a score or another library chose them. ``ratio``, ``group_size``,
+                ``placement`` and ``p`` have no part in it then, and each patch counts as a group of its own. See
+                :func:`from_scores`.
 
         Returns:
             :class:`Masked`, the images and their patch mask; for a sample the same sample with this in the place of
@@ -134,18 +141,21 @@ class GroupMask(State):
             TypeError, ValueError: something has the wrong type, shape or size; before anything is drawn or written.
         """
         if others or not isinstance(images, Tensor):
-            return self._within((images, *others) if others else images, index, donors)
+            return self._within((images, *others) if others else images, donors, index, mask)
         batch, single = inputs.as_batch(images)
-        self._check(images, batch, self._grid(batch.shape), donors)
-        plan = self._draw(() if single else batch.shape[:1], batch.shape, batch.device, index)
+        self._check(images, batch, donors)
+        plan = self._draw(() if single else batch.shape[:1], batch.shape, batch.device, index, mask)
         return self._write(images, plan, donors)
 
-    def sample(self, images_or_shape: Tensor | Sequence[int], *, index: Tensor | int | None = None) -> MaskPlan:
+    def sample(
+        self, images_or_shape: Tensor | Sequence[int], *, index: Index = None, mask: Tensor | None = None
+    ) -> MaskPlan:
         """Draw what is to be hidden and with what, without touching a pixel.
 
         Args:
             images_or_shape: the images, or their shape (the plan is then on the CPU; see :meth:`MaskPlan.to`).
             index: as in :meth:`forward`.
+            mask: as in :meth:`forward`; on the CPU where only a shape is given.
 
         Returns:
             :class:`MaskPlan`, on the images' device.
@@ -155,9 +165,9 @@ class GroupMask(State):
         """
         if isinstance(images_or_shape, Sequence) and all(map(is_int, images_or_shape)):
             inputs.check_dimensions(images_or_shape)
-            return self._draw(images_or_shape[:-3][:1], images_or_shape, _CPU, index)
+            return self._draw(images_or_shape[:-3][:1], images_or_shape, _CPU, index, mask)
         batch, single = inputs.as_batch(images_or_shape)
-        plan = self._draw(() if single else batch.shape[:1], batch.shape, batch.device, index)
+        plan = self._draw(() if single else batch.shape[:1], batch.shape, batch.device, index, mask)
         return plan if plan.mask.device == batch.device else plan.to(batch.device)
 
     @overload
@@ -186,9 +196,8 @@ class GroupMask(State):
         if not isinstance(plan, MaskPlan):
             raise TypeError(f"apply takes images and a MaskPlan, as sample(images) draws it; got {type(plan).__name__}")
         batch, single = inputs.as_batch(images)
-        grid = inputs.checked_grid(batch.shape, self.patch_size, None)
-        inputs.check_plan(plan, images, batch, grid, single)
-        self._check(images, batch, grid, donors)
+        inputs.check_plan(plan, images, batch, inputs.checked_grid(batch.shape, self.patch_size), single)
+        self._check(images, batch, donors)
         return self._write(images, fitted(plan, len(self.fills)), donors)
 
     def owner(self, plan: MaskPlan) -> Tensor:
@@ -213,14 +222,14 @@ class GroupMask(State):
             f"placement={self.placement!r}, p={self.p:g}, seed={self.seed}, inplace={self.inplace}"
         )
 
-    def _within(self, sample: Any, index: Tensor | int | None, donors: Tensor | None) -> Any:
+    def _within(self, sample: Any, donors: Tensor | None, index: Index, mask: Tensor | None) -> Any:
         """Corrupt the images of a sample, all by one plan."""
         leaves, structure = tree_flatten(sample)
         places, first, single = inputs.within(leaves, self.inplace)
         for place in places:
             batch, _ = inputs.as_batch(leaves[place])
-            self._check(leaves[place], batch, self._grid(batch.shape), donors)
-        plan = self._draw(() if single else first.shape[:1], first.shape, first.device, index)
+            self._check(leaves[place], batch, donors)
+        plan = self._draw(() if single else first.shape[:1], first.shape, first.device, index, mask)
         written: dict[int, Masked] = {}
         for place in places:
             image = leaves[place]
@@ -229,10 +238,8 @@ class GroupMask(State):
             leaves[place] = written[id(image)]
         return tree_unflatten(leaves, structure)
 
-    def _grid(self, shape: Sequence[int]) -> tuple[int, int]:
-        return inputs.checked_grid(shape, self.patch_size, self.group_size)
-
-    def _check(self, images: Tensor, batch: Tensor, grid: tuple[int, int], donors: Tensor | None) -> None:
+    def _check(self, images: Tensor, batch: Tensor, donors: Tensor | None) -> None:
+        grid = inputs.checked_grid(batch.shape, self.patch_size)
         if self.inplace:
             inputs.check_writable(images)
         if donors is not None:
@@ -242,7 +249,9 @@ class GroupMask(State):
         for fill in self.fills:
             fill.check(batch, grid, donors)
 
-    def _draw(self, batch: Sequence[int], shape: Sequence[int], device: torch.device, index: Any) -> MaskPlan:
+    def _draw(
+        self, batch: Sequence[int], shape: Sequence[int], device: torch.device, index: Index, mask: Tensor | None
+    ) -> MaskPlan:
         """Draw for a batch ``(B,)``, or for one image ``()``, of this shape."""
         counter: Tensor = self._buffers["counter"]  # type: ignore[assignment]
         if counter.is_meta and device.type != "meta":
@@ -262,8 +271,12 @@ class GroupMask(State):
         # Devices that lack the arithmetic have their plans drawn on the CPU.
         where, inside = device if device.type in ARITHMETIC else _CPU, self.placement == "inside"
         shares: Tensor = self.__dict__["_shares"]  # Module's own way costs a tenth of drawing a mask
-        asked = self._grid(shape), shares, self.group_size, inside, self.weights
-        return drawn(Call(counter, named, self.seed, self._home, batch, where, *asked))
+        grid = inputs.checked_grid(shape, self.patch_size, None if mask is not None else self.group_size)
+        if mask is not None:  # no group is drawn, as for a ratio of 0
+            mask, shares = inputs.as_patches("mask", mask, (*batch, *grid), device).to(where, copy=True), shares * 0
+        asked = grid, shares, self.group_size if mask is None else None, inside, self.weights
+        plan = drawn(Call(counter, named, self.seed, self._home, batch, where, *asked))
+        return plan if mask is None else plan._replace(mask=mask, group=alone(mask))
 
     def _write(self, images: Tensor, plan: MaskPlan, donors: Tensor | None) -> Masked:
         mask = plan.mask.to(images.device, non_blocking=True)

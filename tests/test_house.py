@@ -22,7 +22,7 @@ LAYERS = [
     "filling.operation", "filling.fills", "filling.everywhere", "filling",
     "sampling", "sampling.sequential", "sampling.batched", "sampling.compiled", "sampling.triton_draw",
     "filling.compiled", "filling.triton_fill",
-    "describe", "labels", "inputs", "state", "transform", "preview", "",
+    "describe", "labels", "inputs", "scores", "state", "transform", "preview", "",
     "interop", "interop.dinov2", "interop.kornia", "__main__",
 ]  # fmt: skip
 BACKENDS = ("sequential", "batched", "compiled", "triton_draw", "everywhere", "triton_fill")

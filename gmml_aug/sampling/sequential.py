@@ -134,7 +134,8 @@ def draw_images(
 def takes(root: object, samples: Samples, settings: Settings) -> bool:
     """Tell whether the call is small enough for Python's integers."""
     small = 0 < samples.number * settings.grid[0] * settings.grid[1] <= _MOST_PATCHES
-    return small and settings.numbers().rectangles > 0
+    n = settings.numbers()
+    return small and (n.rectangles > 0 or n.most == 0)
 
 
 def draw(root: int, samples: Samples, settings: Settings) -> MaskPlan:
