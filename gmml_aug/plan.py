@@ -137,6 +137,7 @@ class Settings(NamedTuple):
         inside: groups lie wholly on the grid, rather than hanging over its border.
         p: probability that an image is corrupted.
         weights: of the fills.
+        limited: only some patches of each image may be hidden.
     """
 
     grid: tuple[int, int]
@@ -145,6 +146,7 @@ class Settings(NamedTuple):
     inside: bool
     p: float
     weights: tuple[float, ...]
+    limited: bool = False
 
     def numbers(self) -> Numbers:
         """Return what follows, computed once for the same settings.
@@ -158,6 +160,17 @@ class Settings(NamedTuple):
         """Return where, in units of 2^-32, each fill after the first begins."""
         return _shares(self.weights)
 
+    def limits(self, valid: Tensor) -> Tensor:
+        """Return start, stop, least and most of :class:`Numbers` for the valid patches of each image: ``(B, 4)`` int64.
+
+        Args:
+            valid: ``(B, patches)`` bool.
+        """
+        low, high = (valid.sum(1).to(torch.float64) * share for share in self.ratio)
+        return torch.stack([(low * 2**16).round(), (high * 2**16).round(), low.round(), high.round()], 1).to(
+            torch.int64
+        )
+
 
 @lru_cache(maxsize=256)
 def _shares(weights: tuple[float, ...]) -> tuple[int, ...]:
@@ -166,13 +179,13 @@ def _shares(weights: tuple[float, ...]) -> tuple[int, ...]:
 
 @lru_cache(maxsize=1024)
 def _numbers(settings: Settings) -> Numbers:
-    grid, ratio, group_size, inside, p, _ = settings
+    grid, ratio, group_size, inside, p, _, limited = settings
     patches = grid[0] * grid[1]
     heights, widths = (group_range(side, group_size) for side in grid)
     least, most = (round(share * patches) for share in ratio)
     rectangles = 0
     if least < patches:  # otherwise all are hidden, and none needs an order
-        rectangles = rectangles_needed(grid, most, heights, widths, inside)
+        rectangles = rectangles_needed(grid, most, heights, widths, inside, limited)
     if rectangles // WORD * patches > _MOST_CELLS:
         raise ValueError(
             f"hiding up to {most} of {patches} patches in groups of {heights} x {widths} takes some {rectangles} "

@@ -104,14 +104,32 @@ class GroupMask(State):
 
     @overload
     def forward(
-        self, images: Tensor, *, index: Index = None, donors: Tensor | None = None, mask: Tensor | None = None
+        self,
+        images: Tensor,
+        *,
+        index: Index = None,
+        donors: Tensor | None = None,
+        valid: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> Masked: ...
     @overload
     def forward(
-        self, images: Any, *others: Any, index: Index = None, donors: Tensor | None = None, mask: Tensor | None = None
+        self,
+        images: Any,
+        *others: Any,
+        index: Index = None,
+        donors: Tensor | None = None,
+        valid: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> Any: ...
     def forward(
-        self, images: Any, *others: Any, index: Index = None, donors: Tensor | None = None, mask: Tensor | None = None
+        self,
+        images: Any,
+        *others: Any,
+        index: Index = None,
+        donors: Tensor | None = None,
+        valid: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> Any:
         """Corrupt a batch: :meth:`sample`, then :meth:`apply`.
 
@@ -128,6 +146,9 @@ class GroupMask(State):
             donors: ``(N, C, H, W)`` or ``(N, T, C, H, W)``, of the images' dtype and device: where alien patches come
                 from instead of the batch. Only :class:`Alien` takes from it; that no image is among its own donors is
                 then up to the caller.
+            valid: ``(B, gh, gw)`` bool (``(gh, gw)`` for one image), on the images' device: only these patches are
+                hidden, ``round(ratio * valid)`` of an image with so many valid ones. For pixels without data, regions
+                of interest, images that were padded. All others count as visible: shuffle and mean take from them.
             mask: ``(B, gh, gw)`` bool, True = hidden (``(gh, gw)`` for one image), on the images' device: the patches
                 to hide, as an attention, a score or another library chose them. ``ratio``, ``group_size``,
                 ``placement`` and ``p`` have no part in it then, and each patch counts as a group of its own. See
@@ -141,21 +162,27 @@ class GroupMask(State):
             TypeError, ValueError: something has the wrong type, shape or size; before anything is drawn or written.
         """
         if others or not isinstance(images, Tensor):
-            return self._within((images, *others) if others else images, donors, index, mask)
+            return self._within((images, *others) if others else images, donors, index, valid, mask)
         batch, single = inputs.as_batch(images)
         self._check(images, batch, donors)
-        plan = self._draw(() if single else batch.shape[:1], batch.shape, batch.device, index, mask)
+        plan = self._draw(() if single else batch.shape[:1], batch.shape, batch.device, index, valid, mask)
         return self._write(images, plan, donors)
 
     def sample(
-        self, images_or_shape: Tensor | Sequence[int], *, index: Index = None, mask: Tensor | None = None
+        self,
+        images_or_shape: Tensor | Sequence[int],
+        *,
+        index: Index = None,
+        valid: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> MaskPlan:
         """Draw what is to be hidden and with what, without touching a pixel.
 
         Args:
             images_or_shape: the images, or their shape (the plan is then on the CPU; see :meth:`MaskPlan.to`).
             index: as in :meth:`forward`.
-            mask: as in :meth:`forward`; on the CPU where only a shape is given.
+            valid: as in :meth:`forward`; on the CPU where only a shape is given.
+            mask: likewise.
 
         Returns:
             :class:`MaskPlan`, on the images' device.
@@ -165,9 +192,9 @@ class GroupMask(State):
         """
         if isinstance(images_or_shape, Sequence) and all(map(is_int, images_or_shape)):
             inputs.check_dimensions(images_or_shape)
-            return self._draw(images_or_shape[:-3][:1], images_or_shape, _CPU, index, mask)
+            return self._draw(images_or_shape[:-3][:1], images_or_shape, _CPU, index, valid, mask)
         batch, single = inputs.as_batch(images_or_shape)
-        plan = self._draw(() if single else batch.shape[:1], batch.shape, batch.device, index, mask)
+        plan = self._draw(() if single else batch.shape[:1], batch.shape, batch.device, index, valid, mask)
         return plan if plan.mask.device == batch.device else plan.to(batch.device)
 
     @overload
@@ -222,14 +249,14 @@ class GroupMask(State):
             f"placement={self.placement!r}, p={self.p:g}, seed={self.seed}, inplace={self.inplace}"
         )
 
-    def _within(self, sample: Any, donors: Tensor | None, index: Index, mask: Tensor | None) -> Any:
+    def _within(self, sample: Any, donors: Tensor | None, *asked: Any) -> Any:
         """Corrupt the images of a sample, all by one plan."""
         leaves, structure = tree_flatten(sample)
         places, first, single = inputs.within(leaves, self.inplace)
         for place in places:
             batch, _ = inputs.as_batch(leaves[place])
             self._check(leaves[place], batch, donors)
-        plan = self._draw(() if single else first.shape[:1], first.shape, first.device, index, mask)
+        plan = self._draw(() if single else first.shape[:1], first.shape, first.device, *asked)
         written: dict[int, Masked] = {}
         for place in places:
             image = leaves[place]
@@ -250,7 +277,7 @@ class GroupMask(State):
             fill.check(batch, grid, donors)
 
     def _draw(
-        self, batch: Sequence[int], shape: Sequence[int], device: torch.device, index: Index, mask: Tensor | None
+        self, batch: Sequence[int], shape: Sequence[int], device: torch.device, index: Any, valid: Any, mask: Any
     ) -> MaskPlan:
         """Draw for a batch ``(B,)``, or for one image ``()``, of this shape."""
         counter: Tensor = self._buffers["counter"]  # type: ignore[assignment]
@@ -272,10 +299,14 @@ class GroupMask(State):
         where, inside = device if device.type in ARITHMETIC else _CPU, self.placement == "inside"
         shares: Tensor = self.__dict__["_shares"]  # Module's own way costs a tenth of drawing a mask
         grid = inputs.checked_grid(shape, self.patch_size, None if mask is not None else self.group_size)
+        if valid is not None:
+            if mask is not None:
+                raise ValueError("mask= says what is hidden, so valid= has no part in it; pass mask=mask & valid alone")
+            valid = inputs.as_patches("valid", valid, (*batch, *grid), device).to(where)
         if mask is not None:  # no group is drawn, as for a ratio of 0
             mask, shares = inputs.as_patches("mask", mask, (*batch, *grid), device).to(where, copy=True), shares * 0
         asked = grid, shares, self.group_size if mask is None else None, inside, self.weights
-        plan = drawn(Call(counter, named, self.seed, self._home, batch, where, *asked))
+        plan = drawn(Call(counter, named, valid, self.seed, self._home, batch, where, *asked))
         return plan if mask is None else plan._replace(mask=mask, group=alone(mask))
 
     def _write(self, images: Tensor, plan: MaskPlan, donors: Tensor | None) -> Masked:

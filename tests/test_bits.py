@@ -43,6 +43,8 @@ CASES: dict[str, tuple[tuple[int, ...], torch.dtype, dict[str, Any], str]] = {
         "6a20f296",
     ),
     "nearly all in small groups": ((20, 1, 96, 96), torch.float32, {"group_size": (1, 2), "ratio": 0.97}, "80117706"),
+    "of valid patches": ((40, 1, 40, 56), torch.float32, {"valid": 0.4, "ratio": (0.2, 0.9)}, "963bad72"),
+    "single valid patches": ((40, 1, 40, 56), torch.float32, {"valid": 0.4, "group_size": (1, 1)}, "803787da"),
     "small patches": ((4, 3, 12, 18), torch.float32, {"patch_size": (1, 2), "fill": EVERY}, "3c04a3d0"),
 }
 
@@ -53,18 +55,23 @@ def contents(*tensors: Tensor) -> bytes:
 
 def digest(shape: tuple[int, ...], dtype: torch.dtype, options: dict[str, Any], layout: str) -> str:
     """Draw by the counter and by an index, with donors from the batch and from a pool, and hash all of it."""
-    images = (torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 255).to(dtype)
+    generator = torch.Generator().manual_seed(0)
+    images = (torch.rand(shape, generator=generator) * 255).to(dtype)
+    index = torch.arange(len(images)) * 2**40 - 3 if len(shape) > 3 else 2**40
     pool = (torch.rand((3, *shape[-3:]), generator=torch.Generator().manual_seed(1)) * 255).to(dtype)
     pool = pool if len(shape) < 5 else pool[:, None].expand(3, *shape[1:])
     if layout == "channels_last" and len(shape) == 4:
         images = images.to(memory_format=torch.channels_last)
     elif layout == "strided":
         images = images.repeat_interleave(2, -1)[..., ::2]
-    corrupt = GroupMask(**{"patch_size": PATCH, "seed": -5, **options})
-    index = torch.arange(len(images)) * 2**40 - 3 if len(shape) > 3 else 2**40
+    options = {"patch_size": PATCH, "seed": -5, **options}
+    share, limited = options.pop("valid", None), {}
+    corrupt = GroupMask(**options)
+    if share is not None:
+        limited["valid"] = torch.rand(corrupt.sample(images, index=index).mask.shape, generator=generator) < share
     pinned = hashlib.sha256()
     for named, donors in ((None, None), (index, None), (index, pool), (None, pool)):
-        plan = corrupt.sample(images, index=named)
+        plan = corrupt.sample(images, index=named, **limited)
         pinned.update(contents(*plan, plan.pool_donor(1000), plan.group_donor(), plan.group_donor(1000)))
         target = images.clone() if corrupt.inplace else images
         pinned.update(contents(corrupt.apply(target, plan, donors=donors).images))

@@ -762,6 +762,8 @@ def test_asynchronous_nothing_that_is_drawn_is_read_back() -> None:
             drawn = batched.draw(5, Samples((8,), meta), settings_of(corrupt))
             assert drawn.mask.shape == (8, 14, 14)
             assert corrupt.apply(images, drawn).images.shape == images.shape
+    valid = torch.empty(8, 196, dtype=torch.bool, device=meta)
+    drawn = batched.draw(5, Samples((8,), meta, valid=valid), settings_of(corrupt)._replace(limited=True))
     with pytest.raises(RuntimeError):
         drawn.mask.any().item()  # it would show
     assert rng.words(drawn.key, 0, 5).shape == (8, 5)

@@ -124,6 +124,71 @@ def test_a_given_mask_compiles_once(fill: Any) -> None:
     assert counter.frame_count == 1
 
 
+# Valid patches.
+
+
+@pytest.mark.parametrize("names", SETTINGS)
+@settings(max_examples=60)
+@given(
+    st.sampled_from(FILLS), st.floats(0, 1), st.floats(0, 1), st.sampled_from([None, (1, 1), (2, 3)]), st.booleans(),
+    st.sampled_from(["uniform", "inside"]), st.integers(0, 99),
+)  # fmt: skip
+def test_only_valid_patches_are_hidden_and_of_each_image_its_share(
+    names: str, fill: Any, share: float, ratio: float, group_size: Any, ranged: bool, placement: Any, seed: int
+) -> None:
+    valid = random_mask(6, *GRID, share=share, seed=seed)
+    valid[0], valid[1] = False, True
+    images, ratios = images_of((6, 3, 10, 14)), (ratio, max(ratio, 0.9)) if ranged else (ratio, ratio)
+    corrupt = GroupMask(2, ratios, fill, group_size=group_size, placement=placement, seed=seed)
+    index = torch.arange(6) * 7
+    with run_by(names):
+        out = corrupt(images, index=index, valid=valid)
+        alone = [corrupt.sample(images[i], index=int(index[i]), valid=valid[i]).mask for i in range(6)]
+    assert torch.equal(torch.stack(alone), out.mask)
+    assert not (out.mask & ~valid).any()
+    for count, number in zip(out.mask.flatten(1).sum(1).tolist(), valid.flatten(1).sum(1).tolist(), strict=True):
+        assert round(ratios[0] * number) <= count <= round(ratios[1] * number)
+    hidden = patch_to_pixel(out.mask, 2).expand(images.shape)
+    assert torch.equal(out.images[~hidden], images[~hidden])
+
+
+def test_where_all_patches_are_valid_the_masks_are_those_of_the_sample() -> None:
+    """An image with holes has the groups of its sample, with a share of what is left."""
+    corrupt, index = GroupMask(1, (0.3, 0.8), seed=0, p=0.7), torch.arange(200)
+    everywhere = torch.ones(200, 14, 14, dtype=torch.bool)
+    plan = corrupt.sample((200, 1, 14, 14), index=index)
+    assert all(map(torch.equal, plan, corrupt.sample((200, 1, 14, 14), index=index, valid=everywhere)))
+
+
+def test_valid_patches_that_do_not_fit_are_refused_untouched() -> None:
+    corrupt, images, valid = GroupMask(8, seed=0), torch.zeros(4, 3, 32, 32), torch.ones(4, 4, 4, dtype=torch.bool)
+    for call in (corrupt, corrupt.sample):
+        with pytest.raises(TypeError, match=r"valid is a bool tensor.*got torch.int64"):
+            call(images, valid=valid.long())
+        with pytest.raises(ValueError, match=r"shape \(4, 4, 4\); got \(2, 4, 4\)"):
+            call(images, valid=valid[:2])
+        with pytest.raises(ValueError, match="pass mask=mask & valid alone"):
+            call(images, valid=valid, mask=valid)
+    assert corrupt.counter == 0
+    with pytest.raises(ValueError, match="valid cannot be mapped by vmap"):
+        torch.func.vmap(lambda some, valid: corrupt(some, valid=valid))(images[None], valid[None])
+
+
+@pytest.mark.slow
+def test_valid_patches_compile_once() -> None:
+    from torch._dynamo.testing import CompileCounter
+
+    torch.compiler.reset()
+    counter: Any = CompileCounter()
+    eager, module = (GroupMask(2, 0.5, {"noise": 1, "alien": 1}, seed=0) for _ in range(2))
+    fast = torch.compile(module, fullgraph=True, backend=counter)
+    for step in range(5):
+        images, valid = images_of((4, 3, 8, 8), seed=step), random_mask(4, 4, 4, share=0.7, seed=step)
+        module.ratio = eager.ratio = step / 10
+        assert same(fast(images, valid=valid), eager(images, valid=valid))
+    assert counter.frame_count == 1
+
+
 # Scores.
 
 

@@ -39,7 +39,16 @@ def asked(draw: st.DrawFn) -> Settings:
         draw(st.booleans()),
         draw(st.sampled_from([1.0, 0.5])),
         draw(st.sampled_from([(1.0,), (1.0, 2.0), (3.0, 1.0, 1.0)])),
+        limited=draw(st.booleans()),
     )
+
+
+@st.composite
+def valid_patches(draw: st.DrawFn, batch: int, what: Settings) -> Tensor:
+    """Draw which patches may be hidden: ``(B, patches)`` bool, some images with none, one or all of them."""
+    shares = torch.tensor(draw(st.lists(st.sampled_from([0, 0.05, 0.5, 0.9, 1]), min_size=batch, max_size=batch)))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+    return torch.rand((batch, math.prod(what.grid)), generator=generator) < shares[:, None]
 
 
 def with_few(settings_: Settings, most: int) -> Any:
@@ -64,10 +73,11 @@ def test_every_backend_draws_the_definitions_bits(
         named = torch.stack([named, named + 1], 1)[:, 0]  # of a table: not contiguous
     one = batch == 1 and data.draw(st.booleans(), label="one image")
     shape = () if one else (batch,)
+    valid = data.draw(valid_patches(batch, what)) if what.limited else None
     with with_few(what, data.draw(st.sampled_from([63, 10**6]))):
-        expected = sequential.draw(root, Samples(shape, CPU, first, named), what)
-        there = None if named is None else named.to(device)
-        got = DRAWING[name].draw(root, Samples(shape, device, first, there), what)
+        expected = sequential.draw(root, Samples(shape, CPU, first, named, valid), what)
+        there = Samples(shape, device, first, *(None if t is None else t.to(device) for t in (named, valid)))
+        got = DRAWING[name].draw(root, there, what)
     assert got.mask.shape == (*shape, *what.grid)
     assert equal(expected, got)
 
@@ -79,7 +89,7 @@ def test_numbers_that_live_on_the_device_count_alike(
     name: str, what: Settings, batch: int, root: int, first: int, counted: bool
 ) -> None:
     """Off the CPU torch's generator gives the root, and the counter may be there too."""
-    device = DEVICES[name]
+    device, what = DEVICES[name], what._replace(limited=False)
     there = Samples((batch,), device, torch.tensor(first, device=device) if counted else first)
     expected = sequential.draw(root, Samples((batch,), CPU, first), what)
     assert equal(expected, DRAWING[name].draw(torch.tensor(root, device=device), there, what))
@@ -108,7 +118,7 @@ def slots(key: int, first: int, number: int) -> list[int]:
     return splitmix64((key + (first - 1) * 0x9E3779B97F4A7C15) % 2**64, number)
 
 
-def loop_groups(key: int, count: int, n: Numbers) -> list[int]:
+def loop_groups(key: int, count: int, valid: list[bool], n: Numbers) -> list[int]:
     """Hide one rectangle after another, cut the last one patch by patch, draw what none covers: patch by patch."""
     words = slots(key, rng.RECTANGLE_SLOT, 2 * n.rectangles)
     backwards, group = slots(key, rng.CUT_SLOT, 1)[0] >> 63, dict[int, int]()
@@ -117,22 +127,25 @@ def loop_groups(key: int, count: int, n: Numbers) -> list[int]:
         columns = span(of_columns, n.columns, n.low_width, n.widths, n.inside)
         places = [row * n.columns + column for row in rows for column in columns]
         for place in reversed(places) if backwards else places:
-            if len(group) < count:
+            if len(group) < count and valid[place]:
                 group.setdefault(place, k)
     rank = [word % 2**20 for word in slots(key, rng.PATCH_SLOT, n.rows * n.columns)]
     for place in sorted(range(n.rows * n.columns), key=lambda place: (rank[place], place)):
-        if len(group) < count:
+        if len(group) < count and valid[place]:
             group.setdefault(place, n.rectangles + place)
     return [group.get(place, -1) for place in range(n.rows * n.columns)]
 
 
 @settings(max_examples=150)
-@given(asked(), int64, st.sampled_from([0, 63, 126, 10**6]))
-def test_the_definition_hides_what_a_loop_over_patches_would(what: Settings, root: int, most: int) -> None:
+@given(asked(), int64, st.sampled_from([0, 63, 126, 10**6]), st.data())
+def test_the_definition_hides_what_a_loop_over_patches_would(
+    what: Settings, root: int, most: int, data: st.DataObject
+) -> None:
+    valid = data.draw(valid_patches(3, what)) if what.limited else torch.ones(3, math.prod(what.grid)) > 0
     with with_few(what, most):
-        drawn = sequential.draw(root, Samples((3,), CPU), what)
-        for key, mask, group in zip(drawn.key.tolist(), drawn.mask, drawn.group, strict=True):
-            assert group.flatten().tolist() == loop_groups(key, int(mask.sum()), what.numbers())
+        drawn = sequential.draw(root, Samples((3,), CPU, 0, None, valid if what.limited else None), what)
+        for key, mask, group, some in zip(drawn.key.tolist(), drawn.mask, drawn.group, valid.tolist(), strict=True):
+            assert group.flatten().tolist() == loop_groups(key, int(mask.sum()), some, what.numbers())
             assert torch.equal(mask, group >= 0)
 
 
@@ -141,6 +154,7 @@ def test_the_definition_hides_what_a_loop_over_patches_would(what: Settings, roo
 def test_keys_fills_donors_and_counts_are_what_their_words_say(
     what: Settings, batch: int, root: int, first: int
 ) -> None:
+    what = what._replace(limited=False)
     drawn, (low, high) = sequential.draw(root, Samples((batch,), CPU, first), what), what.ratio
     bounds = [round(sum(what.weights[:i]) / sum(what.weights) * 2**32) for i in range(1, len(what.weights))]
     for i in range(batch):
@@ -160,7 +174,7 @@ def of_ratio(patches: int, ratio: Any, p: float = 1.0) -> Numbers:
 
 @given(st.integers(1, 4096), st.floats(0, 1))
 def test_a_fixed_ratio_counts_as_python_rounds(patches: int, ratio: float) -> None:
-    assert sequential.count(5, of_ratio(patches, (ratio, ratio))) == round(ratio * patches)
+    assert sequential.count(5, of_ratio(patches, (ratio, ratio)), []) == round(ratio * patches)
 
 
 def test_a_tie_within_a_range_goes_to_the_even_count() -> None:
@@ -196,6 +210,18 @@ def test_rectangles_do_not_run_out(grid: Sides, size: Sides | None, inside: bool
     assert what.numbers().rectangles % shapes.WORD == 0
     if ratio < 1:  # where all are hidden, none needs an order
         assert group.max() < what.numbers().rectangles
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("side", [1, 3])
+def test_rectangles_do_not_run_out_where_few_patches_are_valid(side: int, inside: bool) -> None:
+    """Nor in the corner, which groups that lie inside cover least."""
+    what = Settings((14, 14), (0.9, 0.9), (1, 3), inside, 1.0, (1.0,), limited=True)
+    valid = torch.zeros(2000, 14, 14, dtype=torch.bool)
+    valid[:, :side, :side] = True
+    group = batched.draw(5, Samples((2000,), CPU, valid=valid.flatten(1)), what).group
+    assert ((group >= 0).flatten(1).sum(1) == round(0.9 * side**2)).all()
+    assert group.max() < what.numbers().rectangles
 
 
 @pytest.mark.parametrize("inside", [False, True])
@@ -300,12 +326,14 @@ def build(kernel, types, constants, warps):
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
     triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
 
-longs = "fill_ptr donor_ptr key_ptr root_ptr sample_ptr share_ptr kind_ptr source_ptr".split()
+longs = "fill_ptr donor_ptr key_ptr root_ptr sample_ptr share_ptr limit_ptr kind_ptr source_ptr".split()
 numbers = "sample batch least most low_height heights low_width widths rectangles pool".split()
-types = {**dict.fromkeys(longs, "*i64"), "group_ptr": "*i32", "mask_ptr": "*i1", "scale_ptr": "*fp32",
+types = {**dict.fromkeys(longs, "*i64"), "group_ptr": "*i32", "mask_ptr": "*i1", "valid_ptr": "*i1",
+         "scale_ptr": "*fp32",
          "cubic_ptr": "*i32", **dict.fromkeys(numbers, "i32"), **dict.fromkeys(["root", "start", "stop", "p"], "i64")}
-grid = dict(HEIGHT=14, WIDTH=14, SHARES=2, INSIDE=False, ROOT=True, SAMPLE=1, BLOCK=256)
-build(triton_draw._draw_kernel, types, grid, 1)
+for limited in (False, True):
+    grid = dict(HEIGHT=14, WIDTH=14, SHARES=2, INSIDE=False, ROOT=True, SAMPLE=1, LIMITED=limited)
+    build(triton_draw._draw_kernel, types, grid | dict(BLOCK=256), 1)
 patch = dict(ROWS=14, COLUMNS=14, HEIGHT=16, WIDTH=16, PIXELS=768, IMAGE=150528, PLANE=50176, LINE=224, PIXEL=1)
 steps = {f"{to}_{name}": patch[name] for to in ("OUT", "POOL") for name in ("IMAGE", "PLANE", "LINE", "PIXEL")}
 for kind in ("fp32", "fp16", "bf16", "u8"):

@@ -31,12 +31,14 @@ class Samples(NamedTuple):
         device: where the plan is wanted.
         first: the number of the first one, from which they are counted: an int64 tensor if it lives on the device.
         named: ``(B,)`` int64 on the device: their numbers, if they are named one by one.
+        valid: ``(B, patches)`` bool on the device: which patches may be hidden; None where all may.
     """
 
     batch: Sequence[int]
     device: torch.device
     first: int | Tensor = 0
     named: Tensor | None = None
+    valid: Tensor | None = None
 
     @property
     def number(self) -> int:
@@ -63,6 +65,7 @@ class Call(NamedTuple):
     Attributes:
         counter: ``()`` int64, the number of the next sample; is written to.
         named: ``(B,)`` int64 or None, the samples' numbers, if they are named one by one.
+        valid: ``(B, gh, gw)`` bool or None, which patches may be hidden.
         seed: int64, or None for torch's generator.
         home: the process that made the transform, and the rank that pickled it; see :func:`~gmml_aug.streams.stream`.
         batch: (B,), or () for one image.
@@ -75,6 +78,7 @@ class Call(NamedTuple):
 
     counter: Tensor
     named: Tensor | None
+    valid: Tensor | None
     seed: int | None
     home: Sequence[int]
     batch: Sequence[int]
@@ -87,8 +91,9 @@ class Call(NamedTuple):
 
 
 _SCHEMA = (
-    "(Tensor(a!) counter, Tensor? named, int? seed, int[] home, SymInt[] batch, Device device, SymInt[] grid, "
-    "Tensor shares, int[]? group_size, bool inside, float[] weights) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+    "(Tensor(a!) counter, Tensor? named, Tensor? valid, int? seed, int[] home, SymInt[] batch, Device device, "
+    "SymInt[] grid, Tensor shares, int[]? group_size, bool inside, float[] weights) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
 
@@ -105,7 +110,7 @@ def _draw(call: Call) -> MaskPlan:
     low, high, p = call.shares.tolist()
     group_size = None if call.group_size is None else (call.group_size[0], call.group_size[1])
     grid = call.grid[0], call.grid[1]
-    settings = Settings(grid, (low, high), group_size, call.inside, p, tuple(call.weights))
+    settings = Settings(grid, (low, high), group_size, call.inside, p, tuple(call.weights), call.valid is not None)
     settings.numbers()  # an error of the caller's is none of a backend
     number = call.batch[0] if call.batch else 1
     root: int | Tensor
@@ -124,7 +129,8 @@ def _draw(call: Call) -> MaskPlan:
                 # A counter in host memory enters as a kernel's argument, so it costs no copy to an accelerator.
                 first = int(counter) if "cpu" in (device.type, counter.device.type) else counter.to(device, copy=True)
             counter.add_(number)
-    plan: MaskPlan = run(BACKENDS, "draw", device, root, Samples(call.batch, device, first, named), settings)
+    valid = None if call.valid is None else call.valid.to(device).reshape(number, -1)
+    plan: MaskPlan = run(BACKENDS, "draw", device, root, Samples(call.batch, device, first, named, valid), settings)
     return plan
 
 

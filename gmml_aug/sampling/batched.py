@@ -7,7 +7,7 @@ to reach n exactly.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,19 +36,23 @@ def draw(root: int | Tensor, samples: Samples, settings: Settings) -> MaskPlan:
     for share in settings.shares():
         fill += for_fill >= share
     donor = rng.another(torch.arange(batch, device=key.device), for_donor, batch)
-    group = hide(key, counts(head[:, rng.COUNT_SLOT], n), head[:, rng.CUT_SLOT] < 0, n)
+    limits = None if samples.valid is None else settings.limits(samples.valid)
+    count = counts(head[:, rng.COUNT_SLOT], n, limits)
+    group = hide(key, count, head[:, rng.CUT_SLOT] < 0, samples.valid, n)
     group = group.view(*samples.batch, n.rows, n.columns)
     fill, donor, key = (each.view(samples.batch) for each in (fill, donor, key))
     return MaskPlan(group >= 0, fill, donor, key, group)
 
 
-def counts(word: Tensor, n: Numbers) -> Tensor:
+def counts(word: Tensor, n: Numbers, limits: Tensor | None = None) -> Tensor:
     """Return how many patches each image hides, of a random word each: ``(B,)`` int64 both."""
     for_ratio, for_p = rng.halves(word)
-    exact = n.start + (((for_ratio >> 8) * (n.stop - n.start)) >> 24)
+    bounds: Any = (n.start, n.stop, n.least, n.most) if limits is None else limits.unbind(1)
+    start, stop, least, most = bounds
+    exact = start + (((for_ratio >> 8) * (stop - start)) >> 24)
     count = (exact + 2**15) >> 16
     tie = (exact & 0xFFFF) == 2**15
-    count = (count - (tie & (count % 2 == 1)).to(torch.int64)).clamp(n.least, n.most)
+    count = (count - (tie & (count % 2 == 1)).to(torch.int64)).clamp(least, most)
     return torch.where(for_p < n.p, count, 0)
 
 
@@ -138,13 +142,14 @@ def _random(key: Tensor, count: Tensor, among: Tensor) -> Tensor:
     return (order <= last).logical_and_(count > 0)
 
 
-def hide(key: Tensor, count: Tensor, backwards: Tensor, n: Numbers) -> Tensor:
+def hide(key: Tensor, count: Tensor, backwards: Tensor, valid: Tensor | None, n: Numbers) -> Tensor:
     """Draw which patches are hidden, and by which group.
 
     Args:
         key: ``(B,)`` int64, one for each image.
         count: ``(B,)`` int64, how many patches each image hides.
         backwards: ``(B,)`` bool, which images have their last group cut from its beginning rather than from its end.
+        valid: ``(B, patches)`` bool, which patches may be hidden; None where all may.
         n: the settings' numbers.
 
     Returns:
@@ -155,17 +160,23 @@ def hide(key: Tensor, count: Tensor, backwards: Tensor, n: Numbers) -> Tensor:
     cells = len(key) * max(patches * max(1, n.rectangles // WORD), 2 * n.rectangles)
     parts = -(-cells // (_CPU_CELLS if key.device.type == "cpu" else _CELLS))
     if parts > 1 and len(key) > 1:
-        pieces = zip(key.tensor_split(parts), count.tensor_split(parts), backwards.tensor_split(parts), strict=True)
-        return torch.cat([hide(k, c, b, n) for k, c, b in pieces if len(k)])
+        some: list[Any] = [
+            [None] * parts if t is None else t.tensor_split(parts) for t in (key, count, backwards, valid)
+        ]
+        return torch.cat([hide(k, c, b, v, n) for k, c, b, v in zip(*some, strict=True) if len(k)])
     count, backwards = count[:, None], backwards[:, None]
     alone = torch.arange(n.rectangles, n.rectangles + patches, dtype=torch.int32, device=key.device)
     if not n.rectangles:
-        among = torch.ones((), dtype=torch.bool, device=key.device).expand(len(key), patches)
+        among = valid
+        if among is None:
+            among = torch.ones((), dtype=torch.bool, device=key.device).expand(len(key), patches)
         return torch.where(_random(key, count, among), alone, -1).view(-1, n.rows, n.columns)
     group = _first(*_bit_sets(key, n))
+    if valid is not None:
+        group.masked_fill_(~valid, n.rectangles + 1)  # after all that may be hidden
     first = group.to(torch.int64)
     # How many patches each rectangle adds, and the one with which the count is reached.
-    adds = first.new_zeros(len(key), n.rectangles + 1)
+    adds = first.new_zeros(len(key), n.rectangles + 2)
     adds.scatter_add_(1, first, first.new_ones(()).expand_as(first))
     total = adds.cumsum(1)
     last = torch.searchsorted(total, count)

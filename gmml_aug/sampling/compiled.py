@@ -25,11 +25,12 @@ def _loop() -> Any:
     word_ = compiled(word, u64(u64, u64))
     halves = compiled(sequential.halves, pair(u64, i64), word_)
     span = compiled(sequential.span, pair(u64, i64, i64, i64, i64, i64), halves)
-    count = compiled(sequential.count, i64(u64, numbers), halves)
+    count = compiled(sequential.count, i64(u64, numbers, longs), halves)
     smallest = compiled(sequential.smallest, i64(longs, i64, i64))
     drawn = (types.boolean[::1], types.int32[::1])
-    hide = compiled(sequential.hide, types.void(u64, numbers, *drawn, longs), halves, span, count, smallest)
-    arguments = (i64, i64, longs, i64, i64, i64, numbers, longs, longs, longs, longs, *drawn, longs)
+    asked = numbers, longs, types.boolean[::1]
+    hide = compiled(sequential.hide, types.void(u64, *asked, *drawn, longs), halves, span, count, smallest)
+    arguments = (i64, i64, longs, i64, i64, i64, numbers, longs, *asked[1:], longs, longs, longs, *drawn, longs)
     return compiled(sequential.draw_images, types.void(*arguments), word_, halves, hide)
 
 
@@ -47,10 +48,12 @@ def draw(root: int, samples: Samples, settings: Settings) -> MaskPlan:
     mask, group = (np.empty((*samples.batch, n.rows, n.columns), kind) for kind in (np.bool_, np.int32))
     index = np.empty(0, np.int64) if samples.named is None else samples.named.contiguous().numpy()
     to = [field.reshape(-1) for field in (*heads, mask, group)]
-    shares = np.array(settings.shares(), np.int64)
+    shares, limits, valid = np.array(settings.shares(), np.int64), np.empty(0, np.int64), np.empty(0, np.bool_)
+    if samples.valid is not None:
+        limits, valid = (t.reshape(-1).numpy() for t in (settings.limits(samples.valid), samples.valid))
 
     def work(begin: int, end: int) -> None:
-        loop(root, samples.first, index, begin, end, batch, n, shares, *to, np.empty(patches, np.int64))
+        loop(root, samples.first, index, begin, end, batch, n, shares, limits, valid, *to, np.empty(patches, np.int64))
 
     share(batch, max(1, _LEAST // patches), work)
     fill, donor, key = map(torch.from_numpy, heads)

@@ -34,16 +34,19 @@ def span(key: int, slot: int, low: int, sizes: int, side: int, inside: int) -> t
     return max(first, 0), min(first + size, side)
 
 
-def count(key: int, n: Numbers) -> int:
+def count(key: int, n: Numbers, limits: Sequence[int]) -> int:
     """Return how many patches an image hides: round(ratio * patches), half to even; 0 where p leaves it alone."""
+    start, stop, least, most = n.start, n.stop, n.least, n.most
+    if len(limits) > 0:
+        start, stop, least, most = limits[0], limits[1], limits[2], limits[3]
     for_ratio, for_p = halves(key, COUNT_SLOT)
     if for_p >= n.p:
         return 0
-    exact = n.start + ((for_ratio >> 8) * (n.stop - n.start) >> 24)
+    exact = start + ((for_ratio >> 8) * (stop - start) >> 24)
     number = (exact + 0x8000) >> 16
     if exact & 0xFFFF == 0x8000:
         number -= number & 1
-    return min(max(number, n.least), n.most)
+    return min(max(number, least), most)
 
 
 def smallest(order: Sequence[int], length: int, number: int) -> int:
@@ -59,12 +62,20 @@ def smallest(order: Sequence[int], length: int, number: int) -> int:
 
 
 def hide(
-    key: int, n: Numbers, mask: MutableSequence[int], group: MutableSequence[int], order: MutableSequence[int]
+    key: int,
+    n: Numbers,
+    limits: Sequence[int],
+    valid: Sequence[int],
+    mask: MutableSequence[int],
+    group: MutableSequence[int],
+    order: MutableSequence[int],
 ) -> None:
     """Write which patches of one image are hidden, and by which group: -1 = visible."""
-    left, k, patches, wide = count(key, n), 0, n.rows * n.columns, n.low_width + n.widths - 1
+    left, k, patches, wide = count(key, n, limits), 0, n.rows * n.columns, n.low_width + n.widths - 1
     for place in range(patches):
         group[place] = -1
+    for place in range(len(valid)):
+        group[place] = -1 if valid[place] else -2  # until the end, so that no group takes it
     while left > 0 and k < n.rectangles:
         top, bottom = span(key, RECTANGLE_SLOT + 2 * k, n.low_height, n.heights, n.rows, n.inside)
         first, last = span(key, RECTANGLE_SLOT + 2 * k + 1, n.low_width, n.widths, n.columns, n.inside)
@@ -74,7 +85,7 @@ def hide(
         for row in range(top, bottom):
             for i in range(wide):
                 place = row * n.columns + edge + i
-                new = (group[place] < 0) & (i >= first - edge) & (i < last - edge)
+                new = (group[place] == -1) & (i >= first - edge) & (i < last - edge)
                 group[place] = k if new else group[place]  # a patch belongs to the first group that covers it
                 left -= new
         if left < 0:  # the last group is cut, at its beginning or at its end
@@ -90,13 +101,15 @@ def hide(
         length = 0
         for place in range(patches):
             order[length] = halves(key, PATCH_SLOT + place)[1] % 2**20 << 22 | place
-            length += group[place] < 0
+            length += group[place] == -1
         last = smallest(order, length, left)
         for i in range(length):
             place = order[i] & 0x3FFFFF
             group[place] = n.rectangles + place if order[i] <= last else -1
     for place in range(patches):
         mask[place] = group[place] >= 0
+    for place in range(len(valid)):
+        group[place] = max(group[place], -1)
 
 
 def draw_images(
@@ -108,6 +121,8 @@ def draw_images(
     batch: int,
     n: Numbers,
     shares: Sequence[int],
+    limits: Sequence[int],
+    valid: Sequence[int],
     fills: MutableSequence[int],
     donors: MutableSequence[int],
     keys: MutableSequence[int],
@@ -128,7 +143,7 @@ def draw_images(
         fills[i] = fill
         donors[i] = (i + 1 + (for_donor * (batch - 1) >> 32)) % batch if batch > 1 else -1
         here = slice(i * n.rows * n.columns, (i + 1) * n.rows * n.columns)
-        hide(key, n, mask[here], group[here], order)
+        hide(key, n, limits[4 * i : 4 * i + 4], valid[here], mask[here], group[here], order)
 
 
 def takes(root: object, samples: Samples, settings: Settings) -> bool:
@@ -146,10 +161,13 @@ def draw(root: int, samples: Samples, settings: Settings) -> MaskPlan:
     mask, group = array("B", [0]) * (batch * patches), array("i", [0]) * (batch * patches)
     order = array("q", [0]) * patches
     index = [] if samples.named is None else samples.named.tolist()
+    valid = [] if samples.valid is None else samples.valid.view(-1).tolist()
+    limits = [] if samples.valid is None else settings.limits(samples.valid).view(-1).tolist()
     masks: Any = memoryview(mask)  # whose slices share its memory
     groups: Any = memoryview(group)
     first: Any = samples.first  # a number, on the CPU
-    draw_images(root, first, index, 0, batch, batch, n, settings.shares(), fills, donors, keys, masks, groups, order)
+    asked = n, settings.shares(), limits, valid
+    draw_images(root, first, index, 0, batch, batch, *asked, fills, donors, keys, masks, groups, order)
     fill, donor, key = (
         torch.frombuffer(field, dtype=torch.int64).view(samples.batch) for field in (fills, donors, keys)
     )

@@ -50,10 +50,10 @@ def _span(word, low, sizes, side, INSIDE: tl.constexpr):
     ]
 )  # fmt: skip
 def _draw_kernel(
-    mask_ptr, fill_ptr, donor_ptr, key_ptr, group_ptr, root_ptr, sample_ptr, share_ptr, root, sample, batch, start,
-    stop, least, most, p, low_height, heights, low_width, widths, rectangles,
+    mask_ptr, fill_ptr, donor_ptr, key_ptr, group_ptr, root_ptr, sample_ptr, share_ptr, valid_ptr, limit_ptr, root,
+    sample, batch, start, stop, least, most, p, low_height, heights, low_width, widths, rectangles,
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr, SHARES: tl.constexpr, INSIDE: tl.constexpr, ROOT: tl.constexpr, SAMPLE:
-    tl.constexpr, BLOCK: tl.constexpr,
+    tl.constexpr, LIMITED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     image = tl.program_id(0)
     if ROOT:  # on the device
@@ -76,6 +76,14 @@ def _draw_kernel(
     other = (((word & _LOW) * (batch - 1).to(tl.uint64)) >> 32).to(tl.int64)
     tl.store(donor_ptr + image, tl.where(batch > 1, (image + 1 + other) % batch, -1))
 
+    place = tl.arange(0, BLOCK)
+    row, column = place // WIDTH, place % WIDTH
+    begin = image.to(tl.int64) * (HEIGHT * WIDTH)
+    allowed = row < HEIGHT
+    if LIMITED:
+        allowed = tl.load(valid_ptr + begin + place, mask=allowed, other=0).to(tl.int32) != 0
+        start, stop = tl.load(limit_ptr + 4 * image), tl.load(limit_ptr + 4 * image + 1)
+        least, most = tl.load(limit_ptr + 4 * image + 2), tl.load(limit_ptr + 4 * image + 3)
     word = word_of(key, zero + _COUNT)
     exact = start + (((word >> 40).to(tl.int64) * (stop - start)) >> 24)
     count = (exact + 0x8000) >> 16
@@ -83,8 +91,6 @@ def _draw_kernel(
     count = tl.minimum(tl.maximum(count, least), most)
     count = tl.where((word & _LOW).to(tl.int64) < p, count, 0).to(tl.int32)
 
-    place = tl.arange(0, BLOCK)
-    row, column = place // WIDTH, place % WIDTH
     hidden = place < 0
     new = place < 0
     group = place * 0 - 1
@@ -95,7 +101,7 @@ def _draw_kernel(
         hidden = hidden | new
         top, bottom = _span(word_of(key, 2 * k + _RECTANGLE), low_height, heights, HEIGHT, INSIDE)
         left, right = _span(word_of(key, 2 * k + 1 + _RECTANGLE), low_width, widths, WIDTH, INSIDE)
-        new = (row >= top) & (row < bottom) & (row < HEIGHT) & (column >= left) & (column < right) & (hidden == 0)
+        new = (row >= top) & (row < bottom) & (column >= left) & (column < right) & allowed & (hidden == 0)
         group = tl.where(new, k, group)
         added = tl.sum(new.to(tl.int32), 0)
         total += added
@@ -108,7 +114,7 @@ def _draw_kernel(
     if total < count:
         # The rest at random: the smallest of the orders that are left, found bit by bit from above.
         order = (word_of(key, place.to(tl.int64) + _PATCH) & 0xFFFFF).to(tl.int64) << 22 | place
-        order = tl.where((hidden == 0) & (row < HEIGHT), order, 0x7FFFFFFFFFFFFFFF)
+        order = tl.where((hidden == 0) & allowed, order, 0x7FFFFFFFFFFFFFFF)
         last = zero.to(tl.int64)
         bit = last + (1 << 41)
         for _ in range(42):
@@ -117,7 +123,6 @@ def _draw_kernel(
             bit = bit >> 1
         group = tl.where(order <= last, rectangles + place, group)
         hidden = hidden | (order <= last)
-    begin = image.to(tl.int64) * (HEIGHT * WIDTH)
     tl.store(mask_ptr + begin + place, hidden, mask=row < HEIGHT)
     tl.store(group_ptr + begin + place, tl.where(hidden, group, -1), mask=row < HEIGHT)
 
@@ -149,13 +154,16 @@ def draw(root: int | Tensor, samples: Samples, settings: Settings) -> MaskPlan:
     sample = samples.first if samples.named is None else samples.named.contiguous()
     # Each number reaches the device as a kernel's argument: a tensor made from a list would wait for a copy.
     bounds = [torch.full((1,), share, dtype=torch.int64, device=mask.device) for share in shares]
+    valid = mask if samples.valid is None else samples.valid.contiguous()
+    limits = mask if samples.valid is None else settings.limits(samples.valid)
     with on(mask.device):
         _draw_kernel[(samples.number,)](
             mask, plan.fill, plan.donor, plan.key, plan.group, root if isinstance(root, Tensor) else mask, sample if
-            isinstance(sample, Tensor) else mask, torch.cat(bounds) if bounds else mask, 0 if isinstance(root, Tensor)
-            else root, 0 if isinstance(sample, Tensor) else sample, samples.number, n.start, n.stop, n.least, n.most,
-            n.p, n.low_height, n.heights, n.low_width, n.widths, n.rectangles, HEIGHT=n.rows, WIDTH=n.columns,
-            SHARES=len(shares), INSIDE=bool(n.inside), ROOT=isinstance(root, Tensor), SAMPLE=2 if samples.named is not
-            None else int(isinstance(sample, Tensor)), BLOCK=block, num_warps=min(16, max(1, block // 512)),
+            isinstance(sample, Tensor) else mask, torch.cat(bounds) if bounds else mask, valid, limits, 0 if
+            isinstance(root, Tensor) else root, 0 if isinstance(sample, Tensor) else sample, samples.number, n.start,
+            n.stop, n.least, n.most, n.p, n.low_height, n.heights, n.low_width, n.widths, n.rectangles, HEIGHT=n.rows,
+            WIDTH=n.columns, SHARES=len(shares), INSIDE=bool(n.inside), ROOT=isinstance(root, Tensor), SAMPLE=2 if
+            samples.named is not None else int(isinstance(sample, Tensor)), LIMITED=samples.valid is not None,
+            BLOCK=block, num_warps=min(16, max(1, block // 512)),
         )  # fmt: skip
     return plan
