@@ -30,6 +30,7 @@ class MaskPlan(NamedTuple):
         key: ``(B,)`` int64, from which noise, shuffled places, donors of a pool and of groups are drawn.
         group: ``(B, gh, gw)`` int32, the number of the group that hides each patch; -1 = visible. Groups are numbered
             in the order in which they were drawn; one that lies under earlier ones hides nothing, so numbers may skip.
+            With ``invert=True`` all that is hidden is group 0.
     """
 
     mask: Tensor
@@ -119,6 +120,7 @@ class Numbers(NamedTuple):
     low_width: int
     widths: int
     inside: int  # 1: groups lie wholly on the grid; 0: they may hang over its border
+    invert: int  # 1: groups are what stays visible
     rectangles: int  # how many to draw, at most
     start: int  # the lowest and the highest ratio times the patches, in units of 2^-16
     stop: int
@@ -137,6 +139,7 @@ class Settings(NamedTuple):
         inside: groups lie wholly on the grid, rather than hanging over its border.
         p: probability that an image is corrupted.
         weights: of the fills.
+        invert: groups are what stays visible.
         limited: only some patches of each image may be hidden.
     """
 
@@ -146,6 +149,7 @@ class Settings(NamedTuple):
     inside: bool
     p: float
     weights: tuple[float, ...]
+    invert: bool = False
     limited: bool = False
 
     def numbers(self) -> Numbers:
@@ -179,19 +183,19 @@ def _shares(weights: tuple[float, ...]) -> tuple[int, ...]:
 
 @lru_cache(maxsize=1024)
 def _numbers(settings: Settings) -> Numbers:
-    grid, ratio, group_size, inside, p, _, limited = settings
+    grid, ratio, group_size, inside, p, _, invert, limited = settings
     patches = grid[0] * grid[1]
     heights, widths = (group_range(side, group_size) for side in grid)
     least, most = (round(share * patches) for share in ratio)
-    rectangles = 0
-    if least < patches:  # otherwise all are hidden, and none needs an order
-        rectangles = rectangles_needed(grid, most, heights, widths, inside, limited)
+    rectangles, (fewest, largest) = 0, (patches - most, patches - least) if invert else (least, most)
+    if fewest < patches:  # otherwise all are hidden (or visible), and none needs an order
+        rectangles = rectangles_needed(grid, largest, heights, widths, inside, limited)
     if rectangles // WORD * patches > _MOST_CELLS:
         raise ValueError(
-            f"hiding up to {most} of {patches} patches in groups of {heights} x {widths} takes some {rectangles} "
-            "groups an image, which is more than fits; use larger groups, a lower ratio or a larger patch_size, or "
+            f"up to {largest} of {patches} patches in groups of {heights} x {widths} take some {rectangles} "
+            "groups an image, which is more than fits; use larger groups, another ratio or a larger patch_size, or "
             "single patches by group_size=(1, 1)"
         )
     start, stop = (round(share * patches * 2**16) for share in ratio)
     sizes = (heights[0], heights[1] - heights[0] + 1, widths[0], widths[1] - widths[0] + 1)
-    return Numbers(*grid, *sizes, int(inside), rectangles, start, stop, least, most, round(p * 2**32))
+    return Numbers(*grid, *sizes, int(inside), int(invert), rectangles, start, stop, least, most, round(p * 2**32))

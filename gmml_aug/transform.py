@@ -54,6 +54,8 @@ class GroupMask(State):
         placement: ``"uniform"``: groups may hang over the border, so that each covers every patch equally often. Only
             the cut of the last group favours some, by little unless groups are large beside what is to be hidden (see
             docs/guarantees.md). ``"inside"``: groups lie wholly inside, so the border is hidden less often.
+        invert: hide all but the groups, which stay visible, with the same exact count: the inverse blocks of data2vec
+            2.0 (arXiv 2212.07525), EAT (arXiv 2401.03497) and CAPI (arXiv 2502.08769).
         p: probability that an image is corrupted at all; the mask of one that is not is all False. It may be set later.
         seed: ``None``: the numbers follow torch's global generator, that of the images' device. An int: a stream of
             its own. The sample's number is then its ``index`` or, where none is given, a counter that is a buffer in
@@ -89,6 +91,7 @@ class GroupMask(State):
         *,
         group_size: tuple[int, int] | None = None,
         placement: Literal["uniform", "inside"] = "uniform",
+        invert: bool = False,
         p: float = 1.0,
         seed: int | None = None,
         inplace: bool = False,
@@ -100,6 +103,7 @@ class GroupMask(State):
         if placement not in ("uniform", "inside"):
             raise ValueError(f"placement is 'uniform' or 'inside'; got {placement!r}")
         self.placement = placement
+        self.invert = inputs.as_flag("invert", invert)
         self.inplace = inputs.as_flag("inplace", inplace)
 
     @overload
@@ -150,9 +154,8 @@ class GroupMask(State):
                 hidden, ``round(ratio * valid)`` of an image with so many valid ones. For pixels without data, regions
                 of interest, images that were padded. All others count as visible: shuffle and mean take from them.
             mask: ``(B, gh, gw)`` bool, True = hidden (``(gh, gw)`` for one image), on the images' device: the patches
-                to hide, as an attention, a score or another library chose them. ``ratio``, ``group_size``,
-                ``placement`` and ``p`` have no part in it then, and each patch counts as a group of its own. See
-                :func:`from_scores`.
+                to hide, as an attention, a score or another library chose them. ``ratio``, ``p`` and all about groups
+                have no part in it then, and each patch counts as a group of its own. See :func:`from_scores`.
 
         Returns:
             :class:`Masked`, the images and their patch mask; for a sample the same sample with this in the place of
@@ -246,7 +249,8 @@ class GroupMask(State):
         names = ", ".join(f"{fill}: {weight:g}" for fill, weight in zip(self.fills, self.weights, strict=True))
         return (
             f"patch_size={self.patch_size}, ratio={self.ratio}, fill={{{names}}}, group_size={self.group_size}, "
-            f"placement={self.placement!r}, p={self.p:g}, seed={self.seed}, inplace={self.inplace}"
+            f"placement={self.placement!r}, invert={self.invert}, p={self.p:g}, seed={self.seed}, "
+            f"inplace={self.inplace}"
         )
 
     def _within(self, sample: Any, donors: Tensor | None, *asked: Any) -> Any:
@@ -304,8 +308,9 @@ class GroupMask(State):
                 raise ValueError("mask= says what is hidden, so valid= has no part in it; pass mask=mask & valid alone")
             valid = inputs.as_patches("valid", valid, (*batch, *grid), device).to(where)
         if mask is not None:  # no group is drawn, as for a ratio of 0
-            mask, shares = inputs.as_patches("mask", mask, (*batch, *grid), device).to(where, copy=True), shares * 0
-        asked = grid, shares, self.group_size if mask is None else None, inside, self.weights
+            mask, shares = inputs.as_patches("mask", mask, (*batch, *grid), device).to(where, copy=True), 0 * shares
+        size = self.group_size if mask is None else None
+        asked = grid, shares, size, inside, self.weights, self.invert
         plan = drawn(Call(counter, named, valid, self.seed, self._home, batch, where, *asked))
         return plan if mask is None else plan._replace(mask=mask, group=alone(mask))
 

@@ -45,6 +45,13 @@ CASES: dict[str, tuple[tuple[int, ...], torch.dtype, dict[str, Any], str]] = {
     "nearly all in small groups": ((20, 1, 96, 96), torch.float32, {"group_size": (1, 2), "ratio": 0.97}, "80117706"),
     "of valid patches": ((40, 1, 40, 56), torch.float32, {"valid": 0.4, "ratio": (0.2, 0.9)}, "963bad72"),
     "single valid patches": ((40, 1, 40, 56), torch.float32, {"valid": 0.4, "group_size": (1, 1)}, "803787da"),
+    "inverse": ((40, 1, 40, 56), torch.float32, {"invert": True, "ratio": (0, 0.9), "fill": EVERY}, "c09e7e9f"),
+    "inverse of valid": (
+        (40, 1, 40, 56),
+        torch.float32,
+        {"invert": True, "valid": 0.8, "group_size": (2, 4)},
+        "8f995eca",
+    ),
     "small patches": ((4, 3, 12, 18), torch.float32, {"patch_size": (1, 2), "fill": EVERY}, "3c04a3d0"),
 }
 

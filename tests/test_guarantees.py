@@ -86,6 +86,7 @@ def cases(draw: st.DrawFn) -> tuple[GroupMask, Tensor]:
         fill,
         group_size=group_size,
         placement=draw(st.sampled_from(["uniform", "inside"])),
+        invert=draw(st.booleans()),
         p=draw(st.sampled_from([1.0, 0.5])),
         seed=draw(st.integers(-(2**63), 2**64 - 1)),
         inplace=draw(st.booleans()),
@@ -154,10 +155,11 @@ def test_connected_large_groups_are_cut_as_unevenly_as_the_documents_say(
 @pytest.mark.parametrize("placement", ["uniform", "inside"])
 @pytest.mark.parametrize(("low", "high"), [(2, 2), (2, 4), (3, 5)])
 @pytest.mark.parametrize("ratio", [0.1, 0.4, 0.7])
-def test_connected_hidden_patches_form_groups(placement: Any, low: int, high: int, ratio: float) -> None:
+@pytest.mark.parametrize("invert", [False, True])
+def test_connected_hidden_patches_form_groups(placement: Any, low: int, high: int, ratio: float, invert: bool) -> None:
     """Every hidden patch is part of a hidden group of the smallest size, but for the one group that was cut."""
-    corrupt = GroupMask(1, ratio, group_size=(low, high), placement=placement, seed=3)
-    mask = corrupt.sample((500, 1, 12, 15)).mask.float()[:, None]
+    corrupt = GroupMask(1, ratio, group_size=(low, high), placement=placement, invert=invert, seed=3)
+    mask = (corrupt.sample((500, 1, 12, 15)).mask ^ invert).float()[:, None]
     # A group may hang over the border only with "uniform": then whatever lies outside counts as hidden.
     around = F.pad(mask, (high,) * 4, value=float(placement == "uniform"))
     corners = 1 - F.max_pool2d(1 - around, low, stride=1)  # top left corners of hidden squares of side `low`

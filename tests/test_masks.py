@@ -189,6 +189,28 @@ def test_valid_patches_compile_once() -> None:
     assert counter.frame_count == 1
 
 
+# The inverse.
+
+
+@given(st.floats(0.01, 1), st.sampled_from([None, (2, 5)]), st.booleans(), st.integers(0, 99))
+def test_the_inverse_hides_what_the_groups_leave(ratio: float, group_size: Any, limited: bool, seed: int) -> None:
+    """The same sample with the other share hides the other patches, all of them one group."""
+    valid = random_mask(1, *GRID, share=0.8 if limited else 1, seed=seed)
+    number, shape, more = int(valid.sum()), (1, 1, *GRID), {"index": torch.tensor([seed]), "valid": valid}
+    hidden = round(ratio * number)
+    inverse = GroupMask(1, ratio, group_size=group_size, invert=True, seed=0).sample(shape, **more)
+    groups = GroupMask(1, (number - hidden) / number, group_size=group_size, seed=0).sample(shape, **more)
+    assert inverse.mask.sum() == hidden
+    if hidden:
+        assert torch.equal(inverse.mask, ~groups.mask & valid)
+    assert torch.equal(inverse.group, inverse.mask.int() - 1)
+
+
+def test_the_inverse_of_an_image_that_is_left_alone_hides_nothing() -> None:
+    mask = GroupMask(1, 0.6, invert=True, p=0.5, seed=0).sample((400, 1, 10, 10)).mask.flatten(1).sum(1)
+    assert set(mask.tolist()) == {0, 60}
+
+
 # Scores.
 
 

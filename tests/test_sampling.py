@@ -39,6 +39,7 @@ def asked(draw: st.DrawFn) -> Settings:
         draw(st.booleans()),
         draw(st.sampled_from([1.0, 0.5])),
         draw(st.sampled_from([(1.0,), (1.0, 2.0), (3.0, 1.0, 1.0)])),
+        invert=draw(st.booleans()),
         limited=draw(st.booleans()),
     )
 
@@ -145,7 +146,12 @@ def test_the_definition_hides_what_a_loop_over_patches_would(
     with with_few(what, most):
         drawn = sequential.draw(root, Samples((3,), CPU, 0, None, valid if what.limited else None), what)
         for key, mask, group, some in zip(drawn.key.tolist(), drawn.mask, drawn.group, valid.tolist(), strict=True):
-            assert group.flatten().tolist() == loop_groups(key, int(mask.sum()), some, what.numbers())
+            hidden = int(mask.sum())
+            flip = what.invert and hidden > 0
+            groups = loop_groups(key, sum(some) - hidden if flip else hidden, some, what.numbers())
+            if flip:
+                groups = [0 if group < 0 and here else -1 for group, here in zip(groups, some, strict=True)]
+            assert group.flatten().tolist() == groups
             assert torch.equal(mask, group >= 0)
 
 
@@ -332,7 +338,7 @@ types = {**dict.fromkeys(longs, "*i64"), "group_ptr": "*i32", "mask_ptr": "*i1",
          "scale_ptr": "*fp32",
          "cubic_ptr": "*i32", **dict.fromkeys(numbers, "i32"), **dict.fromkeys(["root", "start", "stop", "p"], "i64")}
 for limited in (False, True):
-    grid = dict(HEIGHT=14, WIDTH=14, SHARES=2, INSIDE=False, ROOT=True, SAMPLE=1, LIMITED=limited)
+    grid = dict(HEIGHT=14, WIDTH=14, SHARES=2, INSIDE=False, INVERT=limited, ROOT=True, SAMPLE=1, LIMITED=limited)
     build(triton_draw._draw_kernel, types, grid | dict(BLOCK=256), 1)
 patch = dict(ROWS=14, COLUMNS=14, HEIGHT=16, WIDTH=16, PIXELS=768, IMAGE=150528, PLANE=50176, LINE=224, PIXEL=1)
 steps = {f"{to}_{name}": patch[name] for to in ("OUT", "POOL") for name in ("IMAGE", "PLANE", "LINE", "PIXEL")}

@@ -220,6 +220,7 @@ def test_any_64_bit_seed(seed: int) -> None:
         ({"seed": 2**64}, ValueError, "64 bits"),
         ({"seed": True}, TypeError, "int"),
         ({"inplace": "False"}, TypeError, "True or False; got 'False'"),
+        ({"invert": 1}, TypeError, "invert is True or False; got 1"),
         ({"inplace": 1}, TypeError, "True or False"),
         ({"ratio": 10**400}, ValueError, r"in \[0, 1\]; got 1000"),
         ({"p": "0.5"}, TypeError, "number"),

@@ -73,7 +73,7 @@ class Call(NamedTuple):
         grid: (height, width) in patches.
         shares: ``(3,)`` float64 on the CPU: the ratio's ends and p. In a tensor, because they may change from call to
             call, and torch.compile compiles once for each number that it sees.
-        group_size, inside, weights: as in :class:`~gmml_aug.plan.Settings`.
+        group_size, inside, weights, invert: as in :class:`~gmml_aug.plan.Settings`.
     """
 
     counter: Tensor
@@ -88,11 +88,12 @@ class Call(NamedTuple):
     group_size: Sequence[int] | None
     inside: bool
     weights: Sequence[float]
+    invert: bool
 
 
 _SCHEMA = (
     "(Tensor(a!) counter, Tensor? named, Tensor? valid, int? seed, int[] home, SymInt[] batch, Device device, "
-    "SymInt[] grid, Tensor shares, int[]? group_size, bool inside, float[] weights) "
+    "SymInt[] grid, Tensor shares, int[]? group_size, bool inside, float[] weights, bool invert) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
@@ -110,7 +111,9 @@ def _draw(call: Call) -> MaskPlan:
     low, high, p = call.shares.tolist()
     group_size = None if call.group_size is None else (call.group_size[0], call.group_size[1])
     grid = call.grid[0], call.grid[1]
-    settings = Settings(grid, (low, high), group_size, call.inside, p, tuple(call.weights), call.valid is not None)
+    settings = Settings(
+        grid, (low, high), group_size, call.inside, p, tuple(call.weights), call.invert, call.valid is not None
+    )
     settings.numbers()  # an error of the caller's is none of a backend
     number = call.batch[0] if call.batch else 1
     root: int | Tensor

@@ -38,7 +38,14 @@ def draw(root: int | Tensor, samples: Samples, settings: Settings) -> MaskPlan:
     donor = rng.another(torch.arange(batch, device=key.device), for_donor, batch)
     limits = None if samples.valid is None else settings.limits(samples.valid)
     count = counts(head[:, rng.COUNT_SLOT], n, limits)
-    group = hide(key, count, head[:, rng.CUT_SLOT] < 0, samples.valid, n)
+    covered = count
+    if n.invert:
+        total = n.rows * n.columns if samples.valid is None else samples.valid.sum(1)
+        covered = torch.where(count > 0, total - count, 0)
+    group = hide(key, covered, head[:, rng.CUT_SLOT] < 0, samples.valid, n).flatten(1)
+    if n.invert:
+        hidden = (group < 0) & (count > 0)[:, None]
+        group = (hidden if samples.valid is None else hidden & samples.valid).to(torch.int32) - 1
     group = group.view(*samples.batch, n.rows, n.columns)
     fill, donor, key = (each.view(samples.batch) for each in (fill, donor, key))
     return MaskPlan(group >= 0, fill, donor, key, group)

@@ -72,10 +72,15 @@ def hide(
 ) -> None:
     """Write which patches of one image are hidden, and by which group: -1 = visible."""
     left, k, patches, wide = count(key, n, limits), 0, n.rows * n.columns, n.low_width + n.widths - 1
+    total, invert = patches, n.invert > 0 and left > 0
     for place in range(patches):
         group[place] = -1
     for place in range(len(valid)):
-        group[place] = -1 if valid[place] else -2  # until the end, so that no group takes it
+        if not valid[place]:
+            group[place] = -2  # until the end, so that no group takes it
+            total -= 1
+    if invert:  # what the groups cover stays visible
+        left = total - left
     while left > 0 and k < n.rectangles:
         top, bottom = span(key, RECTANGLE_SLOT + 2 * k, n.low_height, n.heights, n.rows, n.inside)
         first, last = span(key, RECTANGLE_SLOT + 2 * k + 1, n.low_width, n.widths, n.columns, n.inside)
@@ -108,8 +113,12 @@ def hide(
             group[place] = n.rectangles + place if order[i] <= last else -1
     for place in range(patches):
         mask[place] = group[place] >= 0
-    for place in range(len(valid)):
-        group[place] = max(group[place], -1)
+    for place in range(patches if invert else len(valid)):
+        if invert:
+            mask[place] = group[place] == -1
+            group[place] = 0
+        if not mask[place]:
+            group[place] = -1
 
 
 def draw_images(

@@ -52,8 +52,8 @@ def _span(word, low, sizes, side, INSIDE: tl.constexpr):
 def _draw_kernel(
     mask_ptr, fill_ptr, donor_ptr, key_ptr, group_ptr, root_ptr, sample_ptr, share_ptr, valid_ptr, limit_ptr, root,
     sample, batch, start, stop, least, most, p, low_height, heights, low_width, widths, rectangles,
-    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, SHARES: tl.constexpr, INSIDE: tl.constexpr, ROOT: tl.constexpr, SAMPLE:
-    tl.constexpr, LIMITED: tl.constexpr, BLOCK: tl.constexpr,
+    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, SHARES: tl.constexpr, INSIDE: tl.constexpr, INVERT: tl.constexpr, ROOT:
+    tl.constexpr, SAMPLE: tl.constexpr, LIMITED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     image = tl.program_id(0)
     if ROOT:  # on the device
@@ -91,6 +91,9 @@ def _draw_kernel(
     count = tl.minimum(tl.maximum(count, least), most)
     count = tl.where((word & _LOW).to(tl.int64) < p, count, 0).to(tl.int32)
 
+    asked = count
+    if INVERT:  # what the groups cover stays visible
+        count = tl.where(count > 0, tl.sum(allowed.to(tl.int32), 0) - count, 0)
     hidden = place < 0
     new = place < 0
     group = place * 0 - 1
@@ -123,6 +126,9 @@ def _draw_kernel(
             bit = bit >> 1
         group = tl.where(order <= last, rectangles + place, group)
         hidden = hidden | (order <= last)
+    if INVERT:
+        hidden = allowed & (hidden == 0) & (asked > 0)
+        group = place * 0
     tl.store(mask_ptr + begin + place, hidden, mask=row < HEIGHT)
     tl.store(group_ptr + begin + place, tl.where(hidden, group, -1), mask=row < HEIGHT)
 
@@ -162,8 +168,8 @@ def draw(root: int | Tensor, samples: Samples, settings: Settings) -> MaskPlan:
             isinstance(sample, Tensor) else mask, torch.cat(bounds) if bounds else mask, valid, limits, 0 if
             isinstance(root, Tensor) else root, 0 if isinstance(sample, Tensor) else sample, samples.number, n.start,
             n.stop, n.least, n.most, n.p, n.low_height, n.heights, n.low_width, n.widths, n.rectangles, HEIGHT=n.rows,
-            WIDTH=n.columns, SHARES=len(shares), INSIDE=bool(n.inside), ROOT=isinstance(root, Tensor), SAMPLE=2 if
-            samples.named is not None else int(isinstance(sample, Tensor)), LIMITED=samples.valid is not None,
-            BLOCK=block, num_warps=min(16, max(1, block // 512)),
+            WIDTH=n.columns, SHARES=len(shares), INSIDE=bool(n.inside), INVERT=bool(n.invert),
+            ROOT=isinstance(root, Tensor), SAMPLE=2 if samples.named is not None else int(isinstance(sample, Tensor)),
+            LIMITED=samples.valid is not None, BLOCK=block, num_warps=min(16, max(1, block // 512)),
         )  # fmt: skip
     return plan
