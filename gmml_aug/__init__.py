@@ -6,6 +6,7 @@ from .grid import keep_indices, masked_indices, patch_to_pixel
 from .labels import mix_labels
 from .plan import MaskPlan
 from .scores import from_scores
+from .shapes import block_sizes
 from .transform import GroupMask, Masked
 
 __version__ = "0.2.0"
@@ -21,6 +22,7 @@ __all__ = [
     "Noise",
     "Shuffle",
     "Zeros",
+    "block_sizes",
     "describe",
     "from_scores",
     "keep_indices",

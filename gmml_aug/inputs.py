@@ -5,16 +5,16 @@ from __future__ import annotations
 import itertools
 import numbers
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .filling import share_memory
+from .filling.fills import as_weights
 from .grid import grid_size, is_int
 from .plan import MaskPlan
-from .shapes import group_range
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8)
 _MOST_PATCHES = 2**22  # what the order of the patches has bits for
@@ -28,10 +28,8 @@ def check_dimensions(shape: Sequence[int]) -> None:
         raise ValueError(f"a shape has no negative sizes; got {tuple(shape)}")
 
 
-def checked_grid(
-    shape: Sequence[int], patch_size: tuple[int, int], group_size: tuple[int, int] | None = None
-) -> tuple[int, int]:
-    """Return the grid of the images, (height, width) in patches.
+def checked_grid(shape: Sequence[int], patch_size: tuple[int, int], largest: Sequence[int] = ()) -> tuple[int, int]:
+    """Return the grid of the images, (height, width) in patches; ``largest`` are the largest sides of groups, if any.
 
     Raises:
         ValueError: they are no whole number of patches, too many of them, or fewer than a group's side.
@@ -41,9 +39,12 @@ def checked_grid(
         raise ValueError(
             f"a grid of {grid[0]} x {grid[1]} patches has more than {_MOST_PATCHES}; use a larger patch_size"
         )
-    if group_size is not None:
-        for side in grid:
-            group_range(side, group_size)
+    for side, most in zip(grid, largest, strict=False):
+        if most > side:
+            raise ValueError(
+                f"group_size asks for groups of up to {most} patches a side, but this image's grid has a side of "
+                f"{side}; use a smaller group_size, a smaller patch_size or a larger image"
+            )
     return grid
 
 
@@ -249,16 +250,47 @@ def as_ratio(ratio: object) -> tuple[float, float]:
     return low, high
 
 
-def as_group_size(group_size: object) -> tuple[int, int] | None:
-    """Return the range of a group's side, or None."""
+class Sizes(NamedTuple):
+    """Sizes of groups and their weights, as :class:`~gmml_aug.plan.Settings` has them; the largest of each axis."""
+
+    sizes: tuple[int, ...] | None
+    weights: tuple[float, ...]
+    largest: tuple[int, ...]
+
+
+ANY_SIZE = Sizes(None, (), ())
+GroupSize = tuple[int, int] | tuple[tuple[int, int], ...] | Mapping[Any, float] | None
+
+
+def as_group_size(group_size: Any, axes: int) -> tuple[Any, Sizes]:
+    """Return what was given, in plain tuples, and the same for grids of so many axes."""
     if group_size is None:
-        return None
-    if not isinstance(group_size, (tuple, list)) or len(group_size) != 2 or not all(map(is_int, group_size)):
-        raise TypeError(f"group_size is None or a pair (low, high) of ints, in patches; got {group_size!r}")
-    low, high = group_size
-    if not 1 <= low <= high:
-        raise ValueError(f"group_size is (low, high) with 1 <= low <= high, in patches; got {group_size!r}")
-    return int(low), int(high)
+        return None, ANY_SIZE
+    kinds = f"a pair (low, high) of ints, one for each of the {axes} axes, or a mapping of sizes to weights, in patches"
+    if isinstance(group_size, Mapping):
+        weights = as_weights("size", group_size)
+        for size in group_size:
+            if not isinstance(size, tuple) or len(size) != axes or not all(is_int(n) or n == "all" for n in size):
+                raise TypeError(f"a size is a tuple of {axes} numbers of patches, or 'all' for an axis; got {size!r}")
+            if any(n != "all" and n < 1 for n in size):
+                raise ValueError(f"a size has at least 1 patch a side; got {size!r}")
+        flat = tuple(0 if n == "all" else int(n) for size in group_size for n in size)
+        return dict(group_size), Sizes(flat, weights, tuple(max(flat[i::axes]) for i in range(axes)))
+    pairs = group_size
+    if isinstance(pairs, (tuple, list)) and all(map(is_int, pairs)):
+        pairs = (pairs,) * axes
+    if (
+        not isinstance(pairs, (tuple, list))
+        or len(pairs) != axes
+        or not all(isinstance(pair, (tuple, list)) and len(pair) == 2 and all(map(is_int, pair)) for pair in pairs)
+    ):
+        raise TypeError(f"group_size is None, {kinds}; got {group_size!r}")
+    for low, high in pairs:
+        if not 1 <= low <= high:
+            raise ValueError(f"group_size is (low, high) with 1 <= low <= high, in patches; got {group_size!r}")
+    pairs = tuple((int(low), int(high)) for low, high in pairs)
+    sizes = Sizes(tuple(n for pair in pairs for n in pair), (), tuple(high for _, high in pairs))
+    return pairs[0] if pairs == pairs[:1] * axes else pairs, sizes
 
 
 def as_seed(seed: object) -> int | None:

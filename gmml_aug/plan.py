@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import rng
-from .shapes import WORD, group_range, rectangles_needed
+from .shapes import ENTRY, WORD, rectangles_needed, sizes_table
 
 _MOST_CELLS = 2**27  # int64 cells (1 GiB) that the bit sets of one image may take
 
@@ -113,12 +113,11 @@ torch.library.register_fake("gmml_aug::fitted", lambda fill, donor, key, fills: 
 class Numbers(NamedTuple):
     """What follows from the settings, in whole numbers: all that a backend needs beside the fills' shares."""
 
+    axes: int  # 3, or 2 where there is one slice
+    depth: int
     rows: int
     columns: int
-    low_height: int  # the smallest height of a group, in patches
-    heights: int  # how many heights there are to choose from
-    low_width: int
-    widths: int
+    wide: int  # the largest width of a group, in patches
     inside: int  # 1: groups lie wholly on the grid; 0: they may hang over its border
     invert: int  # 1: groups are what stays visible
     rectangles: int  # how many to draw, at most
@@ -133,24 +132,26 @@ class Settings(NamedTuple):
     """What is asked of every image alike.
 
     Attributes:
-        grid: (height, width) in patches.
+        grid: (height, width) or (depth, height, width) in patches.
         ratio: (low, high) of the uniform distribution of each image's share of hidden patches.
-        group_size: (low, high) of a group's side in patches; None is 1 up to 30 % of the grid's side.
+        sizes: of a group in patches, as :func:`~gmml_aug.shapes.sizes_table` takes them.
         inside: groups lie wholly on the grid, rather than hanging over its border.
         p: probability that an image is corrupted.
         weights: of the fills.
         invert: groups are what stays visible.
         limited: only some patches of each image may be hidden.
+        size_weights: of the sizes; () where these are ranges.
     """
 
-    grid: tuple[int, int]
+    grid: tuple[int, ...]
     ratio: tuple[float, float]
-    group_size: tuple[int, int] | None
+    sizes: tuple[int, ...] | None
     inside: bool
     p: float
     weights: tuple[float, ...]
     invert: bool = False
     limited: bool = False
+    size_weights: tuple[float, ...] = ()
 
     def numbers(self) -> Numbers:
         """Return what follows, computed once for the same settings.
@@ -163,6 +164,10 @@ class Settings(NamedTuple):
     def shares(self) -> tuple[int, ...]:
         """Return where, in units of 2^-32, each fill after the first begins."""
         return _shares(self.weights)
+
+    def table(self) -> tuple[int, ...]:
+        """Return the sizes of groups as the backends read them; see :func:`~gmml_aug.shapes.sizes_table`."""
+        return sizes_table(self.grid, self.sizes, self.size_weights)
 
     def limits(self, valid: Tensor) -> Tensor:
         """Return start, stop, least and most of :class:`Numbers` for the valid patches of each image: ``(B, 4)`` int64.
@@ -183,19 +188,20 @@ def _shares(weights: tuple[float, ...]) -> tuple[int, ...]:
 
 @lru_cache(maxsize=1024)
 def _numbers(settings: Settings) -> Numbers:
-    grid, ratio, group_size, inside, p, _, invert, limited = settings
-    patches = grid[0] * grid[1]
-    heights, widths = (group_range(side, group_size) for side in grid)
+    grid, ratio, _, inside, p, _, invert, limited, _ = settings
+    depth, rows, columns = (1,) * (3 - len(grid)) + grid
+    patches, table = depth * rows * columns, settings.table()
     least, most = (round(share * patches) for share in ratio)
     rectangles, (fewest, largest) = 0, (patches - most, patches - least) if invert else (least, most)
     if fewest < patches:  # otherwise all are hidden (or visible), and none needs an order
-        rectangles = rectangles_needed(grid, largest, heights, widths, inside, limited)
+        rectangles = rectangles_needed((depth, rows, columns), largest, table, inside, limited)
     if rectangles // WORD * patches > _MOST_CELLS:
         raise ValueError(
-            f"up to {largest} of {patches} patches in groups of {heights} x {widths} take some {rectangles} "
-            "groups an image, which is more than fits; use larger groups, another ratio or a larger patch_size, or "
+            f"up to {largest} of {patches} patches in groups of these sizes take some {rectangles} groups an "
+            "image, which is more than fits; use larger groups, another ratio or a larger patch_size, or "
             "single patches by group_size=(1, 1)"
         )
     start, stop = (round(share * patches * 2**16) for share in ratio)
-    sizes = (heights[0], heights[1] - heights[0] + 1, widths[0], widths[1] - widths[0] + 1)
-    return Numbers(*grid, *sizes, int(inside), int(invert), rectangles, start, stop, least, most, round(p * 2**32))
+    wide = max(low + max(sizes - 1, 0) for low, sizes in zip(table[5::ENTRY], table[6::ENTRY], strict=True))
+    sides = 2 if depth == 1 else 3, depth, rows, columns, wide
+    return Numbers(*sides, int(inside), int(invert), rectangles, start, stop, least, most, round(p * 2**32))

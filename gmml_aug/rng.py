@@ -29,7 +29,9 @@ ARITHMETIC = ("cpu", "cuda", "meta")  # the devices on which numbers are drawn; 
 COUNT_SLOT = 0  # upper half: the ratio; lower half: corrupted or not
 FILL_SLOT = 1  # upper half: which fill; lower half: which donor
 CUT_SLOT = 2  # highest bit: from which side the last group is cut
-RECTANGLE_SLOT = 4  # two words for each rectangle: its rows, its columns; upper half: the size, lower half: the place
+# Two words for each rectangle: its rows, its columns; or three for each box, with its slices first. Upper half: the
+# size, where all sizes are drawn at once only the first word's; lower half: the place.
+RECTANGLE_SLOT = 4
 PATCH_SLOT = 2**32  # one word for each patch: its rank
 TIE_SLOT = 3 * 2**31  # one word for each patch: which of those with equal scores comes first
 DONOR_SLOT = 3 * 2**32  # one word for each group; lower half: which donor

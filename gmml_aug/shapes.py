@@ -6,36 +6,96 @@ whole patches, overlaps allowed, one after another until the wanted share is hid
 
 from __future__ import annotations
 
+import itertools
 import math
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from .grid import is_int
+
+ENTRY = 7  # numbers that say a size in a table
 WORD = 63  # rectangles are counted in steps of so many, the bits of an int64 without its sign
 
 
-def group_range(side: int, group_size: tuple[int, int] | None) -> tuple[int, int]:
-    """Return the smallest and largest side of a group on a grid of ``side`` patches.
+@lru_cache(maxsize=256)
+def sizes_table(grid: tuple[int, ...], sizes: tuple[int, ...] | None, weights: tuple[float, ...]) -> tuple[int, ...]:
+    """Return the sizes of groups as the backends read them: :data:`ENTRY` numbers for each entry.
 
-    ``None`` is the paper's: 1 up to 30 % of the grid's side, at least 1.
+    They are where the entry begins in units of 2^-32, then for slices, rows and columns the smallest size and how many
+    there are to choose from: 0 for an axis that is covered from end to end. An image has one slice.
+
+    Args:
+        grid: its sides in patches.
+        sizes: the lowest and the highest of each axis in turn, or of all alike if only two; None is the paper's, 1 up
+            to 30 % of the side, at least 1. With weights: each size, axis after axis, 0 = all of the axis.
+        weights: of these sizes; () for ranges.
+    """
+    if weights:
+        each = [sizes[i : i + len(grid)] for i in range(0, len(sizes or ()), len(grid))] if sizes else []
+        entries = [[(size, 1) if size else (side, 0) for side, size in zip(grid, one, strict=True)] for one in each]
+    else:
+        flat = sizes or tuple(end for side in grid for end in (1, max(1, side * 3 // 10)))
+        flat *= len(grid) * 2 // len(flat)
+        entries = [[(low, high - low + 1) for low, high in zip(flat[::2], flat[1::2], strict=True)]]
+    begins = [0.0, *itertools.accumulate(weights)]
+    table: list[int] = []
+    for begin, entry in zip(begins, entries, strict=False):
+        spans = [(1, 1)] * (3 - len(grid)) + entry
+        table += [round(begin / begins[-1] * 2**32) if begin else 0, *itertools.chain(*spans)]
+    return tuple(table)
+
+
+def block_sizes(
+    grid: tuple[int, int], area: tuple[float, float] = (0.05, 0.3), aspect: tuple[float, float] = (0.3, 3.3)
+) -> dict[tuple[int, int], int]:
+    """Return how often BEiT's and DINOv2's blocks have each size on a grid, as ``GroupMask(group_size=)`` takes it.
+
+    A block's area is uniform and the logarithm of its aspect ratio too; its sides are the square roots of their product
+    and their quotient, rounded, and are drawn again where one does not lie within the grid (Bao et al., arXiv
+    2106.08254, algorithm 1). That makes the sides before rounding uniform over a region of the plane.
+
+    Args:
+        grid: (height, width) in patches.
+        area: (low, high) of a block's area, as shares of the grid's.
+        aspect: (low, high) of its height over its width.
+
+    Returns:
+        (height, width) of each size, and its weight.
 
     Raises:
-        ValueError: the group is larger than the grid.
+        TypeError, ValueError: an argument is no pair, is out of range, or leaves no block.
+
+    Example:
+        >>> GroupMask(16, ratio=0.4, group_size=block_sizes((14, 14)))
     """
-    if group_size is None:
-        return 1, max(1, side * 3 // 10)
-    if group_size[1] > side:
-        raise ValueError(
-            f"group_size={group_size} asks for groups of up to {group_size[1]} patches a side, but this image's grid "
-            f"has a side of {side}; use a smaller group_size, a smaller patch_size or a larger image"
-        )
-    return group_size
+    for name, pair in (("grid", grid), ("area", area), ("aspect", aspect)):
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2 or (name == "grid" and not all(map(is_int, pair))):
+            raise TypeError(f"{name} is a pair of {'ints' if name == 'grid' else 'numbers'}; got {pair!r}")
+    if not (0 < area[0] <= area[1] <= 1 and 0 < aspect[0] <= aspect[1] < math.inf):
+        raise ValueError(f"area is (low, high) in (0, 1], and aspect above 0; got {tuple(area)} and {tuple(aspect)}")
+    rows, columns = grid
+    steps = 64  # of a height, within which widths are reckoned exactly
+    height = (torch.arange(rows * steps, dtype=torch.float64, device="cpu")[:, None] + 0.5) / steps + 0.5
+    width = torch.arange(1, columns, dtype=torch.float64, device="cpu")
+    few, many = (share * rows * columns for share in area)
+    low = torch.maximum(width - 0.5, torch.maximum(few / height, height / aspect[1]))
+    high = torch.minimum(width + 0.5, torch.minimum(many / height, height / aspect[0]))
+    share = (high - low).clamp(min=0).unflatten(0, (rows, steps)).mean(1)[: rows - 1]
+    weights = (share * 2**20).round().to(torch.int64).tolist()
+    found = {(h + 1, w + 1): n for h, line in enumerate(weights) for w, n in enumerate(line) if n}
+    if not found:
+        raise ValueError(f"no block of area {tuple(area)} and aspect {tuple(aspect)} lies within a grid of {grid}")
+    return found
 
 
-def _coverage(side: int, sizes: tuple[int, int], inside: bool) -> Tensor:
+@lru_cache(maxsize=4096)
+def _coverage(side: int, low: int, sizes: int, inside: bool) -> Tensor:
     """Return the probability that one group's extent covers each place of one axis: ``(side,)`` float64."""
-    size = torch.arange(sizes[0], sizes[1] + 1, dtype=torch.float64, device="cpu")
+    size = torch.arange(low, low + sizes, dtype=torch.float64, device="cpu")
+    if not sizes:
+        return torch.ones(side, dtype=torch.float64, device="cpu")
     if not inside:
         return (size / (side + size - 1)).mean().expand(side)
     # A group of this size covers a place from as many starts as its size, the places on either side and the starts
@@ -51,12 +111,7 @@ def _coverage(side: int, sizes: tuple[int, int], inside: bool) -> Tensor:
 
 @lru_cache(maxsize=4096)
 def rectangles_needed(
-    grid: tuple[int, int],
-    most: int,
-    heights: tuple[int, int],
-    widths: tuple[int, int],
-    inside: bool,
-    limited: bool = False,
+    grid: tuple[int, int, int], most: int, table: tuple[int, ...], inside: bool, limited: bool = False
 ) -> int:
     """Return how many rectangles to draw so that they practically never run out before ``most`` patches are hidden.
 
@@ -74,16 +129,23 @@ def rectangles_needed(
     Running out would still hide the exact count: the rest is drawn at random. No rectangle is needed where each patch
     is a group of its own, or where no patch is hidden.
     """
-    rows, columns = grid
-    patches = rows * columns
-    if most == 0 or (heights, widths) == ((1, 1), (1, 1)):
+    patches = math.prod(grid)
+    if most == 0 or {number for i, number in enumerate(table) if i % ENTRY} == {1}:
         return 0
     most = min(most, patches - 1)  # an image that hides every patch needs no order
-    stay = 1 - _coverage(rows, heights, inside)[:, None] * _coverage(columns, widths, inside)
+    stay, area = torch.ones(grid, dtype=torch.float64, device="cpu"), 0.0
+    for entry, end in zip(range(0, len(table), ENTRY), (*table[ENTRY::ENTRY], 2**32), strict=True):
+        weight, covered = (end - table[entry]) / 2**32, torch.ones((), dtype=torch.float64, device="cpu")
+        mean = 1.0
+        for axis, side in enumerate(grid):
+            low, sizes = table[entry + 1 + 2 * axis : entry + 3 + 2 * axis]
+            covered = covered[..., None] * _coverage(side, low, sizes, inside)
+            mean *= low + max(sizes - 1, 0) / 2
+        stay, area = stay - weight * covered, area + weight * mean
     share = (patches - most + 1) / patches
     if limited:
         share, stay = 1 / patches, stay.max()
-    cells = max(1.0, patches / (sum(heights) * sum(widths) / 4))
+    cells = max(1.0, patches / area)
     wanted = math.log(1e9)
 
     def enough(rectangles: int) -> bool:

@@ -50,7 +50,10 @@ class GroupMask(State):
             ``Noise(0, 1)``, ``Alien()``, ``Shuffle()``, ``Mean()``), or a mapping of these to weights, of which one is
             drawn per image.
         group_size: (low, high), inclusive, of a group's side in patches; height and width are drawn independently.
-            ``None`` is the paper's, 1 up to 30 % of the grid's side. ``(1, 1)`` hides single patches at random.
+            ``None`` is the paper's, 1 up to 30 % of the grid's side. ``(1, 1)`` hides single patches at random. A pair
+            for each axis: ``((1, 4), (1, 64))``. Or a mapping of sizes (height, width) to weights, of which each group
+            draws one: ``{(3, 3): 1}``; ``"all"`` covers its axis from end to end, ``{(1, "all"): 1, ("all", 1): 1}``,
+            wherever the bar lies. :func:`block_sizes` gives the blocks of BEiT and DINOv2.
         placement: ``"uniform"``: groups may hang over the border, so that each covers every patch equally often. Only
             the cut of the last group favours some, by little unless groups are large beside what is to be hidden (see
             docs/guarantees.md). ``"inside"``: groups lie wholly inside, so the border is hidden less often.
@@ -79,7 +82,7 @@ class GroupMask(State):
     patch_size: tuple[int, int]
     fills: tuple[Fill, ...]
     weights: tuple[float, ...]
-    group_size: tuple[int, int] | None
+    group_size: Any
     seed: int | None
     inplace: bool
 
@@ -89,7 +92,7 @@ class GroupMask(State):
         ratio: float | tuple[float, float] = (0.4, 0.7),
         fill: str | Fill | Mapping[Any, float] = "noise",
         *,
-        group_size: tuple[int, int] | None = None,
+        group_size: inputs.GroupSize = None,
         placement: Literal["uniform", "inside"] = "uniform",
         invert: bool = False,
         p: float = 1.0,
@@ -99,7 +102,7 @@ class GroupMask(State):
         super().__init__(inputs.as_ratio(ratio), inputs.as_share("p", p), inputs.as_seed(seed))
         self.patch_size = as_patch_size(patch_size)
         self.fills, self.weights = weighted(fill)
-        self.group_size = inputs.as_group_size(group_size)
+        self.group_size, self._sizes = inputs.as_group_size(group_size, len(self.patch_size))
         if placement not in ("uniform", "inside"):
             raise ValueError(f"placement is 'uniform' or 'inside'; got {placement!r}")
         self.placement = placement
@@ -302,15 +305,15 @@ class GroupMask(State):
         # Devices that lack the arithmetic have their plans drawn on the CPU.
         where, inside = device if device.type in ARITHMETIC else _CPU, self.placement == "inside"
         shares: Tensor = self.__dict__["_shares"]  # Module's own way costs a tenth of drawing a mask
-        grid = inputs.checked_grid(shape, self.patch_size, None if mask is not None else self.group_size)
+        grid = inputs.checked_grid(shape, self.patch_size, self._sizes.largest if mask is None else ())
         if valid is not None:
             if mask is not None:
                 raise ValueError("mask= says what is hidden, so valid= has no part in it; pass mask=mask & valid alone")
             valid = inputs.as_patches("valid", valid, (*batch, *grid), device).to(where)
         if mask is not None:  # no group is drawn, as for a ratio of 0
             mask, shares = inputs.as_patches("mask", mask, (*batch, *grid), device).to(where, copy=True), 0 * shares
-        size = self.group_size if mask is None else None
-        asked = grid, shares, size, inside, self.weights, self.invert
+        sizes, weights, _ = self._sizes if mask is None else inputs.ANY_SIZE
+        asked = grid, shares, sizes, inside, self.weights, self.invert, weights
         plan = drawn(Call(counter, named, valid, self.seed, self._home, batch, where, *asked))
         return plan if mask is None else plan._replace(mask=mask, group=alone(mask))
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gmml_aug import Alien, GroupMask, Noise, Shuffle, Zeros
+from gmml_aug import Alien, GroupMask, Noise, Shuffle, Zeros, block_sizes
 
 EVERY: dict[Any, float] = {"zeros": 1, "noise": 2, "alien": 2, "shuffle": 2, Alien("group"): 2, Zeros(3): 1}
 PATCH: Any = 4
@@ -52,6 +52,15 @@ CASES: dict[str, tuple[tuple[int, ...], torch.dtype, dict[str, Any], str]] = {
         {"invert": True, "valid": 0.8, "group_size": (2, 4)},
         "8f995eca",
     ),
+    "a range for each axis": ((40, 1, 40, 56), torch.float32, {"group_size": ((1, 3), (2, 14))}, "97f934eb"),
+    "bars": ((40, 1, 40, 56), torch.float32, {"group_size": {(1, "all"): 1, ("all", 2): 2}}, "6fe7c04e"),
+    "squares inside": (
+        (40, 1, 40, 56),
+        torch.float32,
+        {"group_size": {(3, 3): 1, (2, 2): 2.5}, "placement": "inside", "valid": 0.9, "invert": True},
+        "bbb7c136",
+    ),
+    "blocks": ((20, 1, 56, 56), torch.float32, {"group_size": block_sizes((14, 14)), "fill": EVERY}, "5a4a3aab"),
     "small patches": ((4, 3, 12, 18), torch.float32, {"patch_size": (1, 2), "fill": EVERY}, "3c04a3d0"),
 }
 

@@ -75,7 +75,9 @@ def cases(draw: st.DrawFn) -> tuple[GroupMask, Tensor]:
     patch = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
     low, high = sorted((draw(st.floats(0, 1)), draw(st.floats(0, 1))))
     ratio: Any = draw(st.sampled_from([low, (low, high), 0, 1, (0, 1), 0.5]))
-    group_size = draw(st.sampled_from([None, (1, 1), (1, min(grid)), (min(grid), min(grid))]))
+    each: Any = [None, (1, 1), (1, min(grid)), (min(grid), min(grid)), tuple((1, side) for side in grid)]
+    each += [{(1, "all"): 1, ("all", 1): 2}, {grid: 1}, {(1, 1): 3, (min(grid), 1): 1}]
+    group_size = draw(st.sampled_from(each))
     fill = draw(st.sampled_from(FILLS if grid != (1, 1) else ["zeros", "noise", "alien"]))
     batch = draw(st.integers(2, 6))
     middle = draw(st.sampled_from([(1,), (3,), (4,), (2, 3)]))

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gmml_aug import GroupMask, MaskPlan, plan, rng, shapes
+from gmml_aug import GroupMask, MaskPlan, block_sizes, plan, rng, shapes
 from gmml_aug.plan import Numbers, Settings
 from gmml_aug.sampling import Samples, batched, sequential
 
@@ -29,18 +29,25 @@ int64 = st.integers(-(2**63), 2**63 - 1)
 
 @st.composite
 def asked(draw: st.DrawFn) -> Settings:
-    grid = draw(st.tuples(st.integers(1, 12), st.integers(1, 12)))
+    grid = draw(st.one_of(st.tuples(*[st.integers(1, 12)] * 2), st.tuples(*[st.integers(1, 5)] * 3)))
     low, high = sorted(draw(st.tuples(st.floats(0, 1), st.sampled_from([0.0, 0.3, 0.5, 0.9, 1.0]))))
-    size = tuple(sorted(draw(st.tuples(st.integers(1, min(grid)), st.integers(1, min(grid))))))
+    each = [sorted(draw(st.tuples(st.integers(1, side), st.integers(1, side)))) for side in grid]
+    small, weights = min(high for _, high in each), ()
+    sizes: Any = draw(st.sampled_from([None, (1, 1), (1, small), tuple(n for pair in each for n in pair), "weighed"]))
+    if sizes == "weighed":
+        some = st.tuples(*(st.integers(0, side) for side in grid))  # 0: from end to end
+        table = draw(st.lists(st.tuples(some, st.sampled_from([1e-12, 0.5, 1.0, 3.0])), min_size=1, max_size=9))
+        sizes, weights = tuple(n for size, _ in table for n in size), tuple(weight for _, weight in table)
     return Settings(
         grid,
         (draw(st.sampled_from([low, high])), high),  # one ratio may end in half a patch
-        draw(st.sampled_from([None, (1, 1), size])),  # type: ignore[arg-type]
+        sizes,
         draw(st.booleans()),
         draw(st.sampled_from([1.0, 0.5])),
         draw(st.sampled_from([(1.0,), (1.0, 2.0), (3.0, 1.0, 1.0)])),
-        invert=draw(st.booleans()),
-        limited=draw(st.booleans()),
+        draw(st.booleans()),
+        draw(st.booleans()),
+        weights,
     )
 
 
@@ -106,35 +113,56 @@ def test_large_grids_and_batches_are_the_same_bits(name: str, grid: Sides, batch
     assert equal(expected, DRAWING[name].draw(7, Samples((batch,), DEVICES[name]), what))
 
 
-def span(word: int, side: int, low: int, sizes: int, inside: int) -> range:
-    """Return the rows, or the columns, of a group on an axis of ``side`` patches."""
+def span(word: int, side: int, sizes: tuple[int, int] | None, inside: bool) -> range:
+    """Return the rows, the columns or the slices of a group on an axis of ``side`` patches; None covers all of it."""
+    if sizes is None:
+        return range(side)
     upper, lower = word >> 32 ^ 2**31, word % 2**32
-    size = low + upper * sizes // 2**32
+    size = sizes[0] + upper * (sizes[1] - sizes[0] + 1) // 2**32
     places = side - size + 1 if inside else side + size - 1
     first = lower * places // 2**32 + (0 if inside else 1 - size)
     return range(max(first, 0), min(first + size, side))
+
+
+def chosen(word: int, what: Settings) -> list[tuple[int, int] | None]:
+    """Return the lowest and highest size of each axis of the group that begins with this word."""
+    axes = len(what.grid)
+    if what.sizes is None:
+        return [(1, max(1, int(side * 0.3 + 1e-9))) for side in what.grid]
+    if not what.size_weights:
+        flat = what.sizes * axes if len(what.sizes) == 2 else what.sizes
+        return [(flat[2 * i], flat[2 * i + 1]) for i in range(axes)]
+    shares = [sum(what.size_weights[: i + 1]) / sum(what.size_weights) for i in range(len(what.size_weights) - 1)]
+    number = sum(word >> 32 >= round(share * 2**32) for share in shares)
+    return [(n, n) if n else None for n in what.sizes[number * axes : (number + 1) * axes]]
 
 
 def slots(key: int, first: int, number: int) -> list[int]:
     return splitmix64((key + (first - 1) * 0x9E3779B97F4A7C15) % 2**64, number)
 
 
-def loop_groups(key: int, count: int, valid: list[bool], n: Numbers) -> list[int]:
+def loop_groups(key: int, count: int, valid: list[bool], what: Settings) -> list[int]:
     """Hide one rectangle after another, cut the last one patch by patch, draw what none covers: patch by patch."""
-    words = slots(key, rng.RECTANGLE_SLOT, 2 * n.rectangles)
+    n, grid = what.numbers(), what.grid
+    sides, skip = (grid[1:], 1) if len(grid) == 3 and grid[0] == 1 else (grid, 0)  # one slice takes no word
+    axes, patches = len(sides), math.prod(grid)
+    words = slots(key, rng.RECTANGLE_SLOT, axes * n.rectangles)
     backwards, group = slots(key, rng.CUT_SLOT, 1)[0] >> 63, dict[int, int]()
-    for k, (of_rows, of_columns) in enumerate(zip(words[::2], words[1::2], strict=True)):
-        rows = span(of_rows, n.rows, n.low_height, n.heights, n.inside)
-        columns = span(of_columns, n.columns, n.low_width, n.widths, n.inside)
-        places = [row * n.columns + column for row in rows for column in columns]
+    for k in range(n.rectangles):
+        here = words[axes * k : axes * (k + 1)]
+        sizes = chosen(here[0], what)[skip:]
+        spans = [span(*each, what.inside) for each in zip(here, sides, sizes, strict=True)]
+        places = [0]
+        for side, extent in zip(sides, spans, strict=True):
+            places = [place * side + i for place in places for i in extent]
         for place in reversed(places) if backwards else places:
             if len(group) < count and valid[place]:
                 group.setdefault(place, k)
-    rank = [word % 2**20 for word in slots(key, rng.PATCH_SLOT, n.rows * n.columns)]
-    for place in sorted(range(n.rows * n.columns), key=lambda place: (rank[place], place)):
+    rank = [word % 2**20 for word in slots(key, rng.PATCH_SLOT, patches)]
+    for place in sorted(range(patches), key=lambda place: (rank[place], place)):
         if len(group) < count and valid[place]:
             group.setdefault(place, n.rectangles + place)
-    return [group.get(place, -1) for place in range(n.rows * n.columns)]
+    return [group.get(place, -1) for place in range(patches)]
 
 
 @settings(max_examples=150)
@@ -148,7 +176,7 @@ def test_the_definition_hides_what_a_loop_over_patches_would(
         for key, mask, group, some in zip(drawn.key.tolist(), drawn.mask, drawn.group, valid.tolist(), strict=True):
             hidden = int(mask.sum())
             flip = what.invert and hidden > 0
-            groups = loop_groups(key, sum(some) - hidden if flip else hidden, some, what.numbers())
+            groups = loop_groups(key, sum(some) - hidden if flip else hidden, some, what)
             if flip:
                 groups = [0 if group < 0 and here else -1 for group, here in zip(groups, some, strict=True)]
             assert group.flatten().tolist() == groups
@@ -275,13 +303,72 @@ def test_inside_groups_are_whole() -> None:
         assert first.any(axis).any(0).sum() == side
 
 
-def test_group_range() -> None:
-    assert shapes.group_range(14, None) == (1, 4)
-    assert shapes.group_range(2, None) == (1, 1)
-    assert shapes.group_range(10, None) == (1, 3)
-    assert shapes.group_range(5, (2, 5)) == (2, 5)
-    with pytest.raises(ValueError, match="up to 6 patches"):
-        shapes.group_range(5, (2, 6))
+def test_the_papers_sizes_are_up_to_30_percent_of_each_side() -> None:
+    assert shapes.sizes_table((14, 2), None, ()) == (0, 1, 1, 1, 4, 1, 1)
+    assert shapes.sizes_table((10, 64, 5), None, ()) == (0, 1, 3, 1, 19, 1, 1)
+
+
+def test_every_size_is_drawn_as_often_as_its_weight_says() -> None:
+    """A single group of each image, which lies inside and is not cut."""
+    sizes = {(2, 3): 3, (1, "all"): 1, ("all", 2): 2, (3, 1): 2}
+    corrupt = GroupMask(1, 0.5, group_size=sizes, placement="inside", seed=0)
+    first = corrupt.sample((8000, 1, 6, 7)).group == 0
+    seen: dict[tuple[Any, Any], int] = {}
+    for height, width in zip(first.any(2).sum(1).tolist(), first.any(1).sum(1).tolist(), strict=True):
+        size: Any = ("all" if height == 6 else height, "all" if width == 7 else width)
+        seen[size] = seen.get(size, 0) + 1
+    assert seen.keys() == sizes.keys()
+    for size, weight in sizes.items():
+        assert abs(seen[size] - 1000 * weight) < 5 * math.sqrt(8000 * weight / 8 * (1 - weight / 8))
+
+
+@pytest.mark.parametrize("placement", ["uniform", "inside"])
+def test_bars_reach_from_end_to_end(placement: Any) -> None:
+    """And lie everywhere equally often, with either placement where they are one patch wide."""
+    bars = {(1, "all"): 1, ("all", 1): 1}
+    plan = GroupMask(1, (0.3, 0.6), group_size=bars, placement=placement, seed=0).sample((4000, 1, 9, 12))
+    last = plan.group.flatten(1).max(1).values  # which may be cut
+    whole = plan.mask & (plan.group < last[:, None, None])
+    across = (plan.mask.sum(2, keepdim=True) == 12) | (plan.mask.sum(1, keepdim=True) == 9)
+    assert (across | ~whole).all()
+    assert whole.all(2).any()
+    assert whole.all(1).any()
+    often = plan.mask.double().mean(0)
+    assert often.max() / often.min() < 1.3
+
+
+def test_block_sizes_are_those_of_the_law() -> None:
+    """Beside so many draws of areas and aspect ratios."""
+    generator, number, grid = torch.Generator().manual_seed(0), 400_000, (14, 11)
+    area = torch.empty(number, dtype=torch.float64).uniform_(0.05, 0.3, generator=generator) * 14 * 11
+    ratio = torch.empty(number, dtype=torch.float64).uniform_(math.log(0.3), math.log(3.3), generator=generator).exp()
+    height, width = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()
+    kept = (height < 14) & (width < 11)
+    drawn = (height * 11 + width)[kept].bincount(minlength=14 * 11).view(14, 11) / kept.sum()
+    sizes = block_sizes(grid)
+    total = sum(sizes.values())
+    assert all(isinstance(weight, int) and weight > 0 for weight in sizes.values())
+    for h in range(14):
+        for w in range(11):
+            assert abs(sizes.get((h, w), 0) / total - drawn[h, w]) < 5 * math.sqrt(0.03 / number) + 2e-5
+    assert GroupMask(16, 0.4, group_size=sizes, seed=0)(torch.zeros(2, 3, 224, 176)).mask.sum() == 2 * round(0.4 * 154)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        (((14,),), TypeError, r"grid is a pair of ints; got \(14,\)"),
+        (((14, 14.0),), TypeError, "grid is a pair of ints"),
+        (((14, 14), 0.3), TypeError, "area is a pair of numbers; got 0.3"),
+        (((14, 14), (0, 0.3)), ValueError, r"area is .* in \(0, 1\]"),
+        (((14, 14), (0.3, 0.1)), ValueError, "area is"),
+        (((14, 14), (0.1, 0.3), (0, 1)), ValueError, "aspect above 0"),
+        (((4, 4), (1, 1)), ValueError, r"no block .* within a grid of \(4, 4\)"),
+    ],
+)
+def test_block_sizes_that_are_none_are_refused(arguments: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        block_sizes(*arguments)
 
 
 @pytest.mark.parametrize("group_size", [None, (1, 1)])
@@ -332,14 +419,15 @@ def build(kernel, types, constants, warps):
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
     triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
 
-longs = "fill_ptr donor_ptr key_ptr root_ptr sample_ptr share_ptr limit_ptr kind_ptr source_ptr".split()
-numbers = "sample batch least most low_height heights low_width widths rectangles pool".split()
+longs = "fill_ptr donor_ptr key_ptr root_ptr sample_ptr share_ptr limit_ptr table_ptr kind_ptr source_ptr".split()
+numbers = "sample batch least most rectangles entries pool".split()
 types = {**dict.fromkeys(longs, "*i64"), "group_ptr": "*i32", "mask_ptr": "*i1", "valid_ptr": "*i1",
          "scale_ptr": "*fp32",
          "cubic_ptr": "*i32", **dict.fromkeys(numbers, "i32"), **dict.fromkeys(["root", "start", "stop", "p"], "i64")}
 for limited in (False, True):
-    grid = dict(HEIGHT=14, WIDTH=14, SHARES=2, INSIDE=False, INVERT=limited, ROOT=True, SAMPLE=1, LIMITED=limited)
-    build(triton_draw._draw_kernel, types, grid | dict(BLOCK=256), 1)
+    grid = dict(DEPTH=1 + 2 * limited, STEPS=5 * limited, HEIGHT=14, WIDTH=14, SHARES=2, INSIDE=False)
+    grid |= dict(INVERT=limited, ROOT=True, SAMPLE=1, LIMITED=limited, BLOCK=1024)
+    build(triton_draw._draw_kernel, types, grid, 1)
 patch = dict(ROWS=14, COLUMNS=14, HEIGHT=16, WIDTH=16, PIXELS=768, IMAGE=150528, PLANE=50176, LINE=224, PIXEL=1)
 steps = {f"{to}_{name}": patch[name] for to in ("OUT", "POOL") for name in ("IMAGE", "PLANE", "LINE", "PIXEL")}
 for kind in ("fp32", "fp16", "bf16", "u8"):

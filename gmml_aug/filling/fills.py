@@ -9,7 +9,7 @@ import math
 import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -295,13 +295,23 @@ def weighted(fill: object) -> tuple[tuple[Fill, ...], tuple[float, ...]]:
     """
     if not isinstance(fill, Mapping):
         return (_resolve(fill),), (1.0,)
-    if not fill:
-        raise ValueError("the mapping of fills to weights is empty; give at least one")
-    for kind, weight in fill.items():
-        _check_number("a fill's weight is a number, positive and finite", f"{weight!r:.60} for {kind!r}", weight)
-        if weight <= 0:
-            raise ValueError(f"a fill's weight is positive; got {weight!r} for {kind!r}; leave out what is not wanted")
-    weights = tuple(map(float, fill.values()))
-    if not math.isfinite(sum(weights)):
-        raise ValueError(f"the weights of the fills add up beyond the range of floats; got {weights}; scale them down")
+    weights = as_weights("fill", fill)
     return tuple(map(_resolve, fill)), weights
+
+
+def as_weights(what: str, given: Mapping[Any, float]) -> tuple[float, ...]:
+    """Return the weights of a mapping of fills, or of something else, to them."""
+    if not given:
+        raise ValueError(f"the mapping of {what}s to weights is empty; give at least one")
+    for kind, weight in given.items():
+        _check_number(f"a {what}'s weight is a number, positive and finite", f"{weight!r:.60} for {kind!r}", weight)
+        if weight <= 0:
+            raise ValueError(
+                f"a {what}'s weight is positive; got {weight!r} for {kind!r}; leave out what is not wanted"
+            )
+    weights = tuple(map(float, given.values()))
+    if not math.isfinite(sum(weights)):
+        raise ValueError(
+            f"the weights of the {what}s add up beyond the range of floats; got {weights}; scale them down"
+        )
+    return weights

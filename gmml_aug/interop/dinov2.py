@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..grid import is_int
-from ..shapes import group_range
+from ..inputs import checked_grid
 from ..transform import GroupMask
 
 
@@ -43,13 +43,12 @@ class MaskGenerator:
                 f"every mask has the number of patches it is asked for, so p={corrupt.p:g} has no meaning here; use "
                 "p=1, and ask for 0 patches where an image is to be left alone"
             )
-        for side in grid:
-            group_range(side, corrupt.group_size)
         self.grid: tuple[int, int] = int(grid[0]), int(grid[1])
         # On the CPU, because collate functions run in worker processes, where there is no accelerator.
         self._corrupt = deepcopy(corrupt).cpu()
         # A batch of one image, of which only the shape counts: one element of memory, and quicker than a bare shape.
         height, width = corrupt.patch_size
+        checked_grid((grid[0] * height, grid[1] * width), corrupt.patch_size, corrupt._sizes.largest)
         self._images = torch.empty((), device="cpu").expand(1, 1, grid[0] * height, grid[1] * width)
 
     def __repr__(self) -> str:

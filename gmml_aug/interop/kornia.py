@@ -11,7 +11,7 @@ from kornia.augmentation import IntensityAugmentationBase2D
 from torch import Tensor
 
 from ..filling.fills import Fill
-from ..inputs import as_flag, as_share
+from ..inputs import GroupSize, as_flag, as_share
 from ..plan import MaskPlan
 from ..transform import GroupMask
 
@@ -45,7 +45,7 @@ class RandomGroupMask(IntensityAugmentationBase2D):
         patch_size: int or (height, width) in pixels; this and the next four are as in :class:`~gmml_aug.GroupMask`.
         ratio: share of the patches that is hidden, or (low, high).
         fill: what replaces them, or a mapping of fills to weights.
-        group_size: (low, high), inclusive, of a group's side in patches.
+        group_size: (low, high), inclusive, of a group's side in patches, or any of the others.
         placement: ``"uniform"`` or ``"inside"``.
         seed: ``None``: the numbers follow torch's global generator. An int: a stream of its own, whose counter is in
             ``state_dict()``. There is no ``index``, since Kornia draws from a shape alone.
@@ -77,7 +77,7 @@ class RandomGroupMask(IntensityAugmentationBase2D):
         ratio: float | tuple[float, float] = (0.4, 0.7),
         fill: str | Fill | Mapping[Any, float] = "noise",
         *,
-        group_size: tuple[int, int] | None = None,
+        group_size: GroupSize = None,
         placement: Literal["uniform", "inside"] = "uniform",
         seed: int | None = None,
         same_on_batch: bool = False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from .. import rng
 from ..backends import Backend, run, watched
 from ..plan import MaskPlan, Settings
+from ..shapes import ENTRY
 from ..streams import stream
 
 BACKENDS = (
@@ -21,6 +23,12 @@ BACKENDS = (
     Backend("functions", "gmml_aug.sampling.sequential", "cpu"),
     Backend("functions", "gmml_aug.sampling.batched"),
 )
+
+
+@lru_cache(maxsize=256)  # a captured graph goes on reading it
+def table_on(table: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return a table of sizes on a device: ``(entries, ENTRY)`` int64, to which nobody writes."""
+    return torch.tensor(table, device="cpu").to(device, non_blocking=True).view(-1, ENTRY)
 
 
 class Samples(NamedTuple):
@@ -70,10 +78,10 @@ class Call(NamedTuple):
         home: the process that made the transform, and the rank that pickled it; see :func:`~gmml_aug.streams.stream`.
         batch: (B,), or () for one image.
         device: where to draw.
-        grid: (height, width) in patches.
+        grid: (height, width) or (depth, height, width) in patches.
         shares: ``(3,)`` float64 on the CPU: the ratio's ends and p. In a tensor, because they may change from call to
             call, and torch.compile compiles once for each number that it sees.
-        group_size, inside, weights, invert: as in :class:`~gmml_aug.plan.Settings`.
+        sizes, inside, weights, invert, size_weights: as in :class:`~gmml_aug.plan.Settings`.
     """
 
     counter: Tensor
@@ -85,15 +93,16 @@ class Call(NamedTuple):
     device: torch.device
     grid: Sequence[int]
     shares: Tensor
-    group_size: Sequence[int] | None
+    sizes: Sequence[int] | None
     inside: bool
     weights: Sequence[float]
     invert: bool
+    size_weights: Sequence[float]
 
 
 _SCHEMA = (
     "(Tensor(a!) counter, Tensor? named, Tensor? valid, int? seed, int[] home, SymInt[] batch, Device device, "
-    "SymInt[] grid, Tensor shares, int[]? group_size, bool inside, float[] weights, bool invert) "
+    "SymInt[] grid, Tensor shares, int[]? sizes, bool inside, float[] weights, bool invert, float[] size_weights) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
@@ -109,11 +118,9 @@ def drawn(call: Call) -> MaskPlan:
 def _draw(call: Call) -> MaskPlan:
     counter, named, device = call.counter, call.named, call.device
     low, high, p = call.shares.tolist()
-    group_size = None if call.group_size is None else (call.group_size[0], call.group_size[1])
-    grid = call.grid[0], call.grid[1]
-    settings = Settings(
-        grid, (low, high), group_size, call.inside, p, tuple(call.weights), call.invert, call.valid is not None
-    )
+    sizes, limited = None if call.sizes is None else tuple(call.sizes), call.valid is not None
+    asked = sizes, call.inside, p, tuple(call.weights), call.invert, limited, tuple(call.size_weights)
+    settings = Settings(tuple(call.grid), (low, high), *asked)
     settings.numbers()  # an error of the caller's is none of a backend
     number = call.batch[0] if call.batch else 1
     root: int | Tensor

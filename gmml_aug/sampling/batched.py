@@ -7,6 +7,7 @@ to reach n exactly.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from .. import rng
 from ..plan import MaskPlan, Numbers, Settings
 from ..shapes import WORD
-from . import Samples
+from . import Samples, table_on
 
 _CPU_CELLS = 2**17  # int64 cells that one step of a batch may use on a CPU: its tensors then stay in the caches
 _CELLS = 2**22  # the same elsewhere, a limit on memory
@@ -40,13 +41,13 @@ def draw(root: int | Tensor, samples: Samples, settings: Settings) -> MaskPlan:
     count = counts(head[:, rng.COUNT_SLOT], n, limits)
     covered = count
     if n.invert:
-        total = n.rows * n.columns if samples.valid is None else samples.valid.sum(1)
+        total = n.depth * n.rows * n.columns if samples.valid is None else samples.valid.sum(1)
         covered = torch.where(count > 0, total - count, 0)
-    group = hide(key, covered, head[:, rng.CUT_SLOT] < 0, samples.valid, n).flatten(1)
+    group = hide(key, covered, head[:, rng.CUT_SLOT] < 0, samples.valid, n, settings.table())
     if n.invert:
         hidden = (group < 0) & (count > 0)[:, None]
         group = (hidden if samples.valid is None else hidden & samples.valid).to(torch.int32) - 1
-    group = group.view(*samples.batch, n.rows, n.columns)
+    group = group.view(*samples.batch, *settings.grid)
     fill, donor, key = (each.view(samples.batch) for each in (fill, donor, key))
     return MaskPlan(group >= 0, fill, donor, key, group)
 
@@ -64,14 +65,12 @@ def counts(word: Tensor, n: Numbers, limits: Tensor | None = None) -> Tensor:
 
 
 class _Spans(NamedTuple):
-    """What is the same for every image, by rectangle and axis: ``(2 K,)`` int64 each, rows and columns in turn.
+    """What is the same for every image, by rectangle and axis: ``(axes * K,)`` int64 each, its axes in turn.
 
-    An axis of n patches has n + 1 cells, the last one for spans that end with the grid; the cells of the rows, then of
-    the columns, follow each other, and those of the next 63 rectangles follow these.
+    An axis of n patches has n + 1 cells, the last one for spans that end with the grid; the cells of the axes follow
+    each other, and those of the next 63 rectangles follow these.
     """
 
-    sizes: Tensor  # how many a group's side has to choose from
-    smallest: Tensor  # the smallest size, and half of `sizes` for a signed draw, in units of 2^-32
     bound: Tensor  # how many places there are, without the group's size
     begin: Tensor  # the first cell of the axis
     end: Tensor  # its last one
@@ -79,27 +78,38 @@ class _Spans(NamedTuple):
     unset: Tensor
 
 
-def _spans(number: int, n: Numbers, device: torch.device) -> _Spans:
-    def by_axis(rows: int, columns: int) -> Tensor:
-        return torch.arange(2, device=device) * (columns - rows) + rows  # no list: it would be copied to the device
-
-    k = torch.arange(number, device=device)[:, None]
-    sizes = by_axis(n.heights, n.widths).expand(number, 2)
-    smallest = (by_axis(n.low_height, n.low_width) << 32) + sizes * 2**31
-    sides = by_axis(n.rows, n.columns)
-    bound = (sides + (1 if n.inside else -1)).expand(number, 2)
-    begin = k // WORD * (n.rows + n.columns + 2) + by_axis(0, n.rows + 1)
-    bit = (torch.ones_like(k) << k % WORD).expand(number, 2)
-    fields = (sizes, smallest, bound, begin, begin + sides, bit, -bit)
-    return _Spans(*(field.reshape(-1) for field in fields))
+def _sides(n: Numbers) -> tuple[int, ...]:
+    return (n.depth, n.rows, n.columns)[3 - n.axes :]
 
 
-def _bit_sets(key: Tensor, n: Numbers) -> tuple[Tensor, Tensor]:
-    """Draw the rectangles: which of them cover each row and each column, as bits: ``(B, K / 63, side)`` int64."""
-    spans = _spans(n.rectangles, n, key.device)
-    word = rng.words(key, rng.RECTANGLE_SLOT, 2 * n.rectangles)
-    size = (word >> 32).mul_(spans.sizes).add_(spans.smallest).bitwise_right_shift_(32)  # the upper half, signed
+def _spans(n: Numbers, device: torch.device) -> _Spans:
+    def by_axis(numbers: Sequence[int]) -> Tensor:  # no list of them: it would be copied to the device
+        return torch.cat([torch.full((1,), number, device=device) for number in numbers])
+
+    k, each = torch.arange(n.rectangles, device=device)[:, None], _sides(n)
+    sides, cells = by_axis(each), sum(each) + n.axes
+    bound = (sides + (1 if n.inside else -1)).expand(n.rectangles, n.axes)
+    begin = k // WORD * cells + by_axis([sum(each[:i]) + i for i in range(n.axes)])
+    bit = (torch.ones_like(k) << k % WORD).expand(n.rectangles, n.axes)
+    return _Spans(*(field.reshape(-1) for field in (bound, begin, begin + sides, bit, -bit)))
+
+
+def _bit_sets(key: Tensor, n: Numbers, numbers: tuple[int, ...]) -> list[Tensor]:
+    """Draw the rectangles: which of them cover each place of each axis, as bits: ``(B, K / 63, side)`` int64 each."""
+    spans, table = _spans(n, key.device), table_on(numbers, key.device)[:, 7 - 2 * n.axes :]
+    begins = table_on(numbers, key.device)[:, 0].contiguous()
+    word = rng.words(key, rng.RECTANGLE_SLOT, n.axes * n.rectangles)
+    if len(table) == 1:
+        table = table.expand(n.rectangles, -1)
+    else:
+        entry = torch.searchsorted(begins, rng.halves(word[:, :: n.axes].contiguous())[0], right=True) - 1
+        table = table[entry]
+    low, sizes = table[..., ::2].flatten(-2), table[..., 1::2].flatten(-2)
+    smallest = (low << 32) + sizes * 2**31  # and half of the sizes, for a signed draw
+    size = (word >> 32).mul_(sizes).add_(smallest).bitwise_right_shift_(32)  # the upper half, signed
     place = word.bitwise_and_(2**32 - 1)
+    if 0 in numbers[2::2]:  # from end to end: the middle one of all places
+        place.masked_fill_(sizes == 0, 2**31)
     if n.inside:
         first = place.mul_(spans.bound - size).bitwise_right_shift_(32).add_(spans.begin)
         last = first + size
@@ -109,33 +119,33 @@ def _bit_sets(key: Tensor, n: Numbers) -> tuple[Tensor, Tensor]:
         last = torch.minimum(last, spans.end)
     # A span adds its bit where it begins and takes it away where it ends, so a running sum holds it in between. Every
     # span has a bit of its own, therefore nothing carries.
-    cells = n.rows + n.columns + 2
+    each = _sides(n)
+    cells = sum(each) + n.axes
     steps = word.new_zeros(len(key), n.rectangles // WORD * cells)
     steps.scatter_add_(1, first, spans.bit.expand_as(first)).scatter_add_(1, last, spans.unset.expand_as(last))
     sets = steps.view(len(key), n.rectangles // WORD, cells).cumsum(2)
-    return sets[..., : n.rows], sets[..., n.rows + 1 : -1]
+    return [part[..., :-1] for part in sets.split([side + 1 for side in each], 2)]
 
 
-def _first(rows: Tensor, columns: Tensor) -> Tensor:
+def _first(axes: Sequence[Tensor]) -> Tensor:
     """Return the number of the first rectangle that covers each patch.
 
     Args:
-        rows: which of the K rectangles cover each row, ``(B, K / 63, height)`` int64.
-        columns: the same across, ``(B, K / 63, width)``.
+        axes: which of the K rectangles cover each place of each axis, ``(B, K / 63, side)`` int64 each.
 
     Returns:
-        ``(B, height * width)`` int32, row-major; K where no rectangle covers the patch.
+        ``(B, patches)`` int32, row-major; K where no rectangle covers the patch.
     """
-    covering = rows[..., :, None] & columns[..., None, :]
+    covering = axes[0]
+    for axis in axes[1:]:
+        covering = (covering[..., :, None] & axis[..., None, :]).flatten(2)
     covering &= -covering  # the lowest bit
     # A power of two is exact in float32, and its exponent is the number of the bit; without one it is -127.
     bit = covering.to(torch.float32).view(torch.int32)
     bit.bitwise_right_shift_(23).sub_(127).bitwise_and_(2**30 - 1)
     words = bit.shape[1]
     if words > 1:
-        bit = bit.add_(torch.arange(words, device=bit.device, dtype=torch.int32)[:, None, None] * WORD).amin(
-            1, keepdim=True
-        )
+        bit = bit.add_(torch.arange(words, device=bit.device, dtype=torch.int32)[:, None] * WORD).amin(1, keepdim=True)
     return bit.clamp_(max=words * WORD).flatten(1)
 
 
@@ -149,7 +159,9 @@ def _random(key: Tensor, count: Tensor, among: Tensor) -> Tensor:
     return (order <= last).logical_and_(count > 0)
 
 
-def hide(key: Tensor, count: Tensor, backwards: Tensor, valid: Tensor | None, n: Numbers) -> Tensor:
+def hide(
+    key: Tensor, count: Tensor, backwards: Tensor, valid: Tensor | None, n: Numbers, table: tuple[int, ...]
+) -> Tensor:
     """Draw which patches are hidden, and by which group.
 
     Args:
@@ -158,27 +170,28 @@ def hide(key: Tensor, count: Tensor, backwards: Tensor, valid: Tensor | None, n:
         backwards: ``(B,)`` bool, which images have their last group cut from its beginning rather than from its end.
         valid: ``(B, patches)`` bool, which patches may be hidden; None where all may.
         n: the settings' numbers.
+        table: the sizes of groups.
 
     Returns:
-        ``(B, height, width)`` int32: the number of the rectangle that hides each patch, the first of those that cover
+        ``(B, patches)`` int32: the number of the rectangle that hides each patch, the first of those that cover
         it; ``n.rectangles`` + the row-major place for a patch that is hidden by itself; -1 for visible ones.
     """
-    patches = n.rows * n.columns
-    cells = len(key) * max(patches * max(1, n.rectangles // WORD), 2 * n.rectangles)
+    patches = n.depth * n.rows * n.columns
+    cells = len(key) * max(patches * max(1, n.rectangles // WORD), n.axes * n.rectangles)
     parts = -(-cells // (_CPU_CELLS if key.device.type == "cpu" else _CELLS))
     if parts > 1 and len(key) > 1:
         some: list[Any] = [
             [None] * parts if t is None else t.tensor_split(parts) for t in (key, count, backwards, valid)
         ]
-        return torch.cat([hide(k, c, b, v, n) for k, c, b, v in zip(*some, strict=True) if len(k)])
+        return torch.cat([hide(k, c, b, v, n, table) for k, c, b, v in zip(*some, strict=True) if len(k)])
     count, backwards = count[:, None], backwards[:, None]
     alone = torch.arange(n.rectangles, n.rectangles + patches, dtype=torch.int32, device=key.device)
     if not n.rectangles:
         among = valid
         if among is None:
             among = torch.ones((), dtype=torch.bool, device=key.device).expand(len(key), patches)
-        return torch.where(_random(key, count, among), alone, -1).view(-1, n.rows, n.columns)
-    group = _first(*_bit_sets(key, n))
+        return torch.where(_random(key, count, among), alone, -1)
+    group = _first(_bit_sets(key, n, table))
     if valid is not None:
         group.masked_fill_(~valid, n.rectangles + 1)  # after all that may be hidden
     first = group.to(torch.int64)
@@ -198,4 +211,4 @@ def hide(key: Tensor, count: Tensor, backwards: Tensor, valid: Tensor | None, n:
         uncovered = first == n.rectangles
         hidden = torch.where(ran_out, ~uncovered | _random(key, rest, uncovered), hidden)
         group = torch.where(uncovered, alone, group)
-    return torch.where(hidden, group, -1).view(-1, n.rows, n.columns)
+    return torch.where(hidden, group, -1)

@@ -28,8 +28,9 @@ def _loop() -> Any:
     count = compiled(sequential.count, i64(u64, numbers, longs), halves)
     smallest = compiled(sequential.smallest, i64(longs, i64, i64))
     drawn = (types.boolean[::1], types.int32[::1])
-    asked = numbers, longs, types.boolean[::1]
-    hide = compiled(sequential.hide, types.void(u64, *asked, *drawn, longs), halves, span, count, smallest)
+    choice = compiled(sequential.entry, i64(i64, longs))
+    asked = numbers, longs, longs, types.boolean[::1]
+    hide = compiled(sequential.hide, types.void(u64, *asked, *drawn, longs), halves, span, choice, count, smallest)
     arguments = (i64, i64, longs, i64, i64, i64, numbers, longs, *asked[1:], longs, longs, longs, *drawn, longs)
     return compiled(sequential.draw_images, types.void(*arguments), word_, halves, hide)
 
@@ -42,18 +43,20 @@ def takes(root: object, samples: Samples, settings: Settings) -> bool:
 def draw(root: int, samples: Samples, settings: Settings) -> MaskPlan:
     """Draw a batch; see :func:`gmml_aug.sampling.draw`."""
     n, batch, loop = settings.numbers(), samples.number, _loop()
-    patches = n.rows * n.columns
+    patches = n.depth * n.rows * n.columns
     # Allocated by NumPy, which takes a fraction of the time that a view of a tensor does.
     heads = [np.empty(samples.batch, np.int64) for _ in range(3)]
-    mask, group = (np.empty((*samples.batch, n.rows, n.columns), kind) for kind in (np.bool_, np.int32))
+    mask, group = (np.empty((*samples.batch, *settings.grid), kind) for kind in (np.bool_, np.int32))
     index = np.empty(0, np.int64) if samples.named is None else samples.named.contiguous().numpy()
     to = [field.reshape(-1) for field in (*heads, mask, group)]
-    shares, limits, valid = np.array(settings.shares(), np.int64), np.empty(0, np.int64), np.empty(0, np.bool_)
+    limits, valid = np.empty(0, np.int64), np.empty(0, np.bool_)
     if samples.valid is not None:
         limits, valid = (t.reshape(-1).numpy() for t in (settings.limits(samples.valid), samples.valid))
 
+    tables = [np.array(numbers, np.int64) for numbers in (settings.shares(), settings.table())]
+
     def work(begin: int, end: int) -> None:
-        loop(root, samples.first, index, begin, end, batch, n, shares, limits, valid, *to, np.empty(patches, np.int64))
+        loop(root, samples.first, index, begin, end, batch, n, *tables, limits, valid, *to, np.empty(patches, np.int64))
 
     share(batch, max(1, _LEAST // patches), work)
     fill, donor, key = map(torch.from_numpy, heads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from .. import rng
 from ..plan import MaskPlan, Settings
-from . import Samples
+from ..shapes import ENTRY
+from . import Samples, table_on
 
 _MOST_PATCHES = 2**14  # what one program holds in registers
 
@@ -19,6 +21,7 @@ _GAMMA, _MUL_1, _MUL_2 = (tl.constexpr(number) for number in (rng.GAMMA, rng.MUL
 _COUNT, _FILL, _CUT, _RECTANGLE, _PATCH = (
     tl.constexpr(slot) for slot in (rng.COUNT_SLOT, rng.FILL_SLOT, rng.CUT_SLOT, rng.RECTANGLE_SLOT, rng.PATCH_SLOT)
 )
+_ENTRY = tl.constexpr(ENTRY)
 _LOW = tl.constexpr(0xFFFFFFFF)
 _TOP = tl.constexpr(0x80000000)
 
@@ -32,26 +35,27 @@ def word_of(key, slot):
 
 
 @triton.jit
-def _span(word, low, sizes, side, INSIDE: tl.constexpr):
+def _span(word, size_ptr, side, INSIDE: tl.constexpr):
+    low, sizes = tl.load(size_ptr).to(tl.int32), tl.load(size_ptr + 1).to(tl.int32)
     size = low + ((((word >> 32) ^ _TOP) * sizes.to(tl.uint64)) >> 32).to(tl.int32)
+    place = tl.where(sizes == 0, _TOP, word & _LOW)  # from end to end: the middle one of all places
     if INSIDE:
-        first = (((word & _LOW) * (side + 1 - size).to(tl.uint64)) >> 32).to(tl.int32)
+        first = ((place * (side + 1 - size).to(tl.uint64)) >> 32).to(tl.int32)
         last = first + size
     else:
-        last = (((word & _LOW) * (side - 1 + size).to(tl.uint64)) >> 32).to(tl.int32) + 1
+        last = ((place * (side - 1 + size).to(tl.uint64)) >> 32).to(tl.int32) + 1
         first = last - size
     return first, last
 
 
 @triton.jit(
     do_not_specialize=[
-        "root", "sample", "batch", "start", "stop", "least", "most", "p", "low_height", "heights", "low_width",
-        "widths", "rectangles",
+        "root", "sample", "batch", "start", "stop", "least", "most", "p", "rectangles", "entries",
     ]
 )  # fmt: skip
 def _draw_kernel(
-    mask_ptr, fill_ptr, donor_ptr, key_ptr, group_ptr, root_ptr, sample_ptr, share_ptr, valid_ptr, limit_ptr, root,
-    sample, batch, start, stop, least, most, p, low_height, heights, low_width, widths, rectangles,
+    mask_ptr, fill_ptr, donor_ptr, key_ptr, group_ptr, root_ptr, sample_ptr, share_ptr, valid_ptr, limit_ptr, table_ptr,
+    root, sample, batch, start, stop, least, most, p, rectangles, entries, STEPS: tl.constexpr, DEPTH: tl.constexpr,
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr, SHARES: tl.constexpr, INSIDE: tl.constexpr, INVERT: tl.constexpr, ROOT:
     tl.constexpr, SAMPLE: tl.constexpr, LIMITED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -77,9 +81,10 @@ def _draw_kernel(
     tl.store(donor_ptr + image, tl.where(batch > 1, (image + 1 + other) % batch, -1))
 
     place = tl.arange(0, BLOCK)
-    row, column = place // WIDTH, place % WIDTH
-    begin = image.to(tl.int64) * (HEIGHT * WIDTH)
-    allowed = row < HEIGHT
+    sheet, row, column = place // (HEIGHT * WIDTH), place // WIDTH % HEIGHT, place % WIDTH
+    begin = image.to(tl.int64) * (DEPTH * HEIGHT * WIDTH)
+    grid = place < DEPTH * HEIGHT * WIDTH
+    allowed = grid
     if LIMITED:
         allowed = tl.load(valid_ptr + begin + place, mask=allowed, other=0).to(tl.int32) != 0
         start, stop = tl.load(limit_ptr + 4 * image), tl.load(limit_ptr + 4 * image + 1)
@@ -102,9 +107,22 @@ def _draw_kernel(
     k = count * 0
     while (total < count) & (k < rectangles):
         hidden = hidden | new
-        top, bottom = _span(word_of(key, 2 * k + _RECTANGLE), low_height, heights, HEIGHT, INSIDE)
-        left, right = _span(word_of(key, 2 * k + 1 + _RECTANGLE), low_width, widths, WIDTH, INSIDE)
+        axes: tl.constexpr = 2 if DEPTH == 1 else 3
+        slot = axes * k + _RECTANGLE
+        sizes = table_ptr
+        if STEPS:  # halve the table as often as it takes
+            draw, entry = (word_of(key, slot) >> 32).to(tl.int64), k * 0
+            for i in tl.static_range(STEPS):
+                further = entry + (1 << (STEPS - 1 - i))
+                bound = tl.load(table_ptr + further * _ENTRY, mask=further < entries, other=0x100000000)
+                entry = tl.where(bound <= draw, further, entry)
+            sizes += entry * _ENTRY
+        top, bottom = _span(word_of(key, slot + axes - 2), sizes + 3, HEIGHT, INSIDE)
+        left, right = _span(word_of(key, slot + axes - 1), sizes + 5, WIDTH, INSIDE)
         new = (row >= top) & (row < bottom) & (column >= left) & (column < right) & allowed & (hidden == 0)
+        if DEPTH > 1:
+            front, back = _span(word_of(key, slot), sizes + 1, DEPTH, INSIDE)
+            new = new & (sheet >= front) & (sheet < back)
         group = tl.where(new, k, group)
         added = tl.sum(new.to(tl.int32), 0)
         total += added
@@ -129,8 +147,8 @@ def _draw_kernel(
     if INVERT:
         hidden = allowed & (hidden == 0) & (asked > 0)
         group = place * 0
-    tl.store(mask_ptr + begin + place, hidden, mask=row < HEIGHT)
-    tl.store(group_ptr + begin + place, tl.where(hidden, group, -1), mask=row < HEIGHT)
+    tl.store(mask_ptr + begin + place, hidden, mask=grid)
+    tl.store(group_ptr + begin + place, tl.where(hidden, group, -1), mask=grid)
 
 
 def supported(device: torch.device) -> bool:
@@ -147,16 +165,17 @@ def on(device: torch.device) -> AbstractContextManager[object]:
 
 def takes(root: int | Tensor, samples: Samples, settings: Settings) -> bool:
     """Tell whether the device runs kernels and a program can hold the grid."""
-    return supported(samples.device) and settings.grid[0] * settings.grid[1] <= _MOST_PATCHES
+    return supported(samples.device) and math.prod(settings.grid) <= _MOST_PATCHES
 
 
 def draw(root: int | Tensor, samples: Samples, settings: Settings) -> MaskPlan:
     """Draw a batch; see :func:`gmml_aug.sampling.draw`."""
     n, shares, plan = settings.numbers(), settings.shares(), samples.empty(settings.grid)
+    table = table_on(settings.table(), plan.mask.device)
     if not samples.number:
         return plan
     mask = plan.mask
-    block = triton.next_power_of_2(n.rows * n.columns)
+    block = triton.next_power_of_2(n.depth * n.rows * n.columns)
     sample = samples.first if samples.named is None else samples.named.contiguous()
     # Each number reaches the device as a kernel's argument: a tensor made from a list would wait for a copy.
     bounds = [torch.full((1,), share, dtype=torch.int64, device=mask.device) for share in shares]
@@ -165,10 +184,10 @@ def draw(root: int | Tensor, samples: Samples, settings: Settings) -> MaskPlan:
     with on(mask.device):
         _draw_kernel[(samples.number,)](
             mask, plan.fill, plan.donor, plan.key, plan.group, root if isinstance(root, Tensor) else mask, sample if
-            isinstance(sample, Tensor) else mask, torch.cat(bounds) if bounds else mask, valid, limits, 0 if
+            isinstance(sample, Tensor) else mask, torch.cat(bounds) if bounds else mask, valid, limits, table, 0 if
             isinstance(root, Tensor) else root, 0 if isinstance(sample, Tensor) else sample, samples.number, n.start,
-            n.stop, n.least, n.most, n.p, n.low_height, n.heights, n.low_width, n.widths, n.rectangles, HEIGHT=n.rows,
-            WIDTH=n.columns, SHARES=len(shares), INSIDE=bool(n.inside), INVERT=bool(n.invert),
+            n.stop, n.least, n.most, n.p, n.rectangles, len(table), STEPS=(len(table) - 1).bit_length(), DEPTH=n.depth,
+            HEIGHT=n.rows, WIDTH=n.columns, SHARES=len(shares), INSIDE=bool(n.inside), INVERT=bool(n.invert),
             ROOT=isinstance(root, Tensor), SAMPLE=2 if samples.named is not None else int(isinstance(sample, Tensor)),
             LIMITED=samples.valid is not None, BLOCK=block, num_warps=min(16, max(1, block // 512)),
         )  # fmt: skip
