@@ -32,7 +32,7 @@ class Blurred:
 
     sigma: float = 12.0  # pixels
 
-    def check(self, images: Tensor, grid: tuple[int, int], donors: Tensor | None) -> None:
+    def check(self, images: Tensor, grid: tuple[int, ...], donors: Tensor | None) -> None:
         check_floating(images)
 
     def values(self, images: Tensor, plan: MaskPlan, donors: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ class Blurred:
 class MeanColour:
     """The mean colour of the whole group: `plan.group` says which group hides a patch."""
 
-    def check(self, images: Tensor, grid: tuple[int, int], donors: Tensor | None) -> None:
+    def check(self, images: Tensor, grid: tuple[int, ...], donors: Tensor | None) -> None:
         check_floating(images)
 
     def values(self, images: Tensor, plan: MaskPlan, donors: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ class Description(NamedTuple):
         components: ``(B,)`` int64, how many connected components the hidden patches of each image form.
         sizes: ``(B, n)`` int64, the patches in each component, largest first; an image with fewer than n components
             has zeros at the end. ``sizes[sizes > 0]`` are all of them, ``sizes[i, : components[i]]`` those of one.
-        frequency: ``(gh, gw)`` float32, the share of the B masks that hides each patch.
+        frequency: ``(gh, gw)`` or ``(gd, gh, gw)`` float32, the share of the B masks that hides each patch.
         most_to_least: ``()`` float32, the frequency of the most often hidden patch over that of the least often hidden
             one: 1 is even, and inf means that some patch is never hidden. It tells something for many masks only:
             thousands, since chance alone makes it large for a few.
@@ -34,9 +34,9 @@ class Description(NamedTuple):
     def __str__(self) -> str:
         share, components = self.share.reshape(-1), self.components.reshape(-1)
         sizes = self.sizes[self.sizes > 0]
-        rows, columns = self.frequency.shape
+        grid = " x ".join(map(str, self.frequency.shape))
         lines = [
-            f"masks       {len(share)}, of {rows} x {columns} patches",
+            f"masks       {len(share)}, of {grid} patches",
             f"hidden      {_spread(share * 100, '%')}",
             f"components  {_spread(components, 'in a mask')}",
             f"sizes       {_spread(sizes, 'patches') if len(sizes) else 'none'}",
@@ -66,9 +66,9 @@ def _as_masks(mask: Any) -> tuple[Tensor, bool]:
                 f"a mask is a tensor, an array or nested lists of True and False, all rows of one length; "
                 f"got {kind}: {error}"
             ) from None
-    if mask.ndim not in (2, 3):
+    if mask.ndim not in (2, 3, 4):
         raise ValueError(
-            f"masks are (B, gh, gw), or (gh, gw) for one; got {tuple(mask.shape)}; "
+            f"masks are (B, gh, gw), (gh, gw) for one, or (B, gd, gh, gw) of volumes; got {tuple(mask.shape)}; "
             "reshape them, flat ones (B, patches) for instance by mask.reshape(-1, gh, gw)"
         )
     if mask.numel() == 0:
@@ -96,7 +96,8 @@ def _labels(hidden: Tensor) -> Tensor:
     while True:
         low = end[:, :-1].reshape(hidden.shape)
         found = low.clone()
-        for there, here in ((low, found), (low.transpose(1, 2), found.transpose(1, 2))):
+        for axis in range(1, hidden.ndim):
+            there, here = low.transpose(1, axis), found.transpose(1, axis)
             torch.minimum(here[:, 1:], there[:, :-1], out=here[:, 1:])
             torch.minimum(here[:, :-1], there[:, 1:], out=here[:, :-1])
         lowest = torch.where(hidden, found, patches).flatten(1)
@@ -115,10 +116,10 @@ def describe(mask: Any) -> Description:
     Patches are connected where they share a side, so groups that touch count as one component.
 
     Args:
-        mask: ``(B, gh, gw)``, or ``(gh, gw)`` for one; True or 1 = hidden. A tensor on any device, a NumPy array,
-            nested lists, or a list of arrays of one size. Flat masks ``(B, patches)``, as Hugging Face's
-            ``bool_masked_pos``, look like one large mask: pass ``mask.reshape(-1, gh, gw)``. Of a mask that says what
-            is kept, pass ``~mask``.
+        mask: ``(B, gh, gw)``, ``(gh, gw)`` for one, or ``(B, gd, gh, gw)`` of volumes; True or 1 = hidden. A tensor on
+            any device, a NumPy array, nested lists, or a list of arrays of one size. Flat masks ``(B, patches)``, as
+            Hugging Face's ``bool_masked_pos``, look like one large mask: pass ``mask.reshape(-1, gh, gw)``. Of a mask
+            that says what is kept, pass ``~mask``.
 
     Returns:
         :class:`Description`, its tensors on the mask's device.

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 
-def grid_size(height: int, width: int, patch_size: tuple[int, int]) -> tuple[int, int]:
-    """Return how many patches fit (down, across) in an image of ``height`` x ``width`` pixels.
+def grid_size(sides: Sequence[int], patch_size: Sequence[int]) -> tuple[int, ...]:
+    """Return how many patches fit along each side of an image, in pixels: (height, width), or depth before these.
 
     Raises:
         ValueError: a side is not a positive multiple of the patch.
     """
-    for name, side, patch in (("height", height, patch_size[0]), ("width", width, patch_size[1])):
+    for name, side, patch in zip(("depth", "height", "width")[-len(patch_size) :], sides, patch_size, strict=True):
         if side == 0 or side % patch:
             lower, upper = side // patch * patch, -(-max(side, 1) // patch) * patch
             nearest = f"{lower} or {upper}" if lower else f"{upper}"
-            channels = "; channels come before height and width" if width in (1, 3, 4) and height > 4 else ""
+            channels = "; channels come before height and width" if sides[-1] in (1, 3, 4) and sides[-2] > 4 else ""
             raise ValueError(
                 f"the image's {name} is {side} pixels, which is not a multiple of the patch's {patch}; "
                 f"resize, crop or pad it to {nearest}, or choose another patch_size{channels}"
             )
-    return height // patch_size[0], width // patch_size[1]
+    return tuple(side // patch for side, patch in zip(sides, patch_size, strict=True))
 
 
 def is_int(value: object) -> bool:
@@ -31,19 +32,30 @@ def is_int(value: object) -> bool:
     return type(value) is int or (isinstance(value, (numbers.Integral, torch.SymInt)) and not isinstance(value, bool))
 
 
-def as_patch_size(patch_size: int | tuple[int, int]) -> tuple[int, int]:
-    """Return ``patch_size`` as (height, width) in pixels.
+def as_patch_size(patch_size: int | tuple[int, ...]) -> tuple[int, ...]:
+    """Return ``patch_size`` as (height, width), or (depth, height, width), in pixels.
 
     Raises:
-        TypeError: it is neither an int nor a pair of ints.
+        TypeError: it is neither an int nor two or three ints.
         ValueError: a side is below 1.
     """
-    pair = tuple(patch_size) if isinstance(patch_size, (tuple, list)) else (patch_size, patch_size)
-    if len(pair) != 2 or not all(map(is_int, pair)):
-        raise TypeError(f"patch_size is an int or a pair (height, width) of ints, in pixels; got {patch_size!r}")
-    if min(pair) < 1:
+    sides = tuple(patch_size) if isinstance(patch_size, (tuple, list)) else (patch_size, patch_size)
+    if len(sides) not in (2, 3) or not all(map(is_int, sides)):
+        raise TypeError(
+            "patch_size is an int, a pair (height, width) of ints, or (depth, height, width) for volumes, in pixels; "
+            f"got {patch_size!r}"
+        )
+    if min(sides) < 1:
         raise ValueError(f"patch_size is at least 1 pixel a side; got {patch_size!r}")
-    return int(pair[0]), int(pair[1])
+    return tuple(map(int, sides))
+
+
+def spread(mask: Tensor, patch: Sequence[int]) -> Tensor:
+    """Repeat patches along each of their sides, in pixels: ``(..., gh, gw)`` -> ``(..., gh * height, gw * width)``."""
+    first, grid = mask.shape[: -len(patch)], mask.shape[-len(patch) :]
+    apart, wide = ([n for pair in zip(grid, each, strict=True) for n in pair] for each in ([1] * len(patch), patch))
+    sides = (side * length for side, length in zip(grid, patch, strict=True))
+    return mask.reshape(*first, *apart).expand(*first, *wide).reshape(*first, *sides)
 
 
 def _check_tensor(mask: object) -> None:
@@ -54,33 +66,35 @@ def _check_tensor(mask: object) -> None:
         )
 
 
-def patch_to_pixel(mask: Tensor, patch_size: int | tuple[int, int]) -> Tensor:
+def patch_to_pixel(mask: Tensor, patch_size: int | tuple[int, ...]) -> Tensor:
     """Spread a patch mask over its pixels.
 
     Args:
-        mask: ``(B, gh, gw)``, or ``(gh, gw)`` for one image; any dtype.
-        patch_size: int or (height, width) in pixels.
+        mask: ``(B, gh, gw)``, or ``(gh, gw)`` for one image; any dtype. With three sides of a patch
+            ``(B, gd, gh, gw)``, or ``(gd, gh, gw)`` for one volume.
+        patch_size: int, (height, width) or (depth, height, width) in pixels.
 
     Returns:
-        ``(B, 1, gh * height, gw * width)``, or ``(1, ...)`` for one image: broadcasts over the channels.
+        ``(B, 1, gh * height, gw * width)``, or ``(1, ...)`` for one image: broadcasts over the channels. With three
+        sides ``(B, 1, gd * depth, gh * height, gw * width)``.
 
     Raises:
-        TypeError, ValueError: ``patch_size`` is not a positive int or a pair of them, or the mask has other dimensions.
+        TypeError, ValueError: ``patch_size`` is no positive int or tuple of them, or the mask has other dimensions.
     """
-    height, width = as_patch_size(patch_size)
+    patch = as_patch_size(patch_size)
     _check_tensor(mask)
-    if mask.ndim not in (2, 3):
-        raise ValueError(f"a patch mask is (B, gh, gw) or (gh, gw); got {tuple(mask.shape)}")
-    rows, columns = mask.shape[-2:]
-    spread = mask[..., None, :, None, :, None].expand(*mask.shape[:-2], 1, rows, height, columns, width)
-    return spread.reshape(*mask.shape[:-2], 1, rows * height, columns * width)
+    if mask.ndim - len(patch) not in (0, 1):
+        grid = "gd, gh, gw"[-4 * len(patch) + 2 :]
+        raise ValueError(f"a patch mask is (B, {grid}) or ({grid}) with patches of {patch}; got {tuple(mask.shape)}")
+    return spread(mask, patch).unsqueeze(-len(patch) - 1)
 
 
 def masked_indices(mask: Tensor, num_prefix_tokens: int = 0) -> Tensor:
     """Return the token indices of the hidden patches, row-major and ascending, as timm and Hugging Face count them.
 
     Args:
-        mask: ``(B, gh, gw)`` bool, True = hidden, with the same number of hidden patches in every image.
+        mask: ``(B, gh, gw)`` or ``(B, gd, gh, gw)`` bool, True = hidden, with the same number of hidden patches in
+            every image.
         num_prefix_tokens: how many class and register tokens come before the patches (timm's name for it).
 
     Returns:
@@ -94,10 +108,10 @@ def masked_indices(mask: Tensor, num_prefix_tokens: int = 0) -> Tensor:
     _check_tensor(mask)
     if mask.dtype != torch.bool:
         raise TypeError(f"a patch mask is bool, True = hidden; got {mask.dtype}")
-    if mask.ndim != 3:
+    if mask.ndim not in (3, 4):
         raise ValueError(
-            f"a patch mask is (B, gh, gw); got {tuple(mask.shape)}; give one image a batch by mask[None], and a flat "
-            "mask its grid by mask.reshape(-1, gh, gw)"
+            f"a patch mask is (B, gh, gw), or (B, gd, gh, gw) of volumes; got {tuple(mask.shape)}; give one image "
+            "a batch by mask[None], and a flat mask its grid by mask.reshape(-1, gh, gw)"
         )
     if not is_int(num_prefix_tokens):
         raise TypeError(f"num_prefix_tokens is an int; got {num_prefix_tokens!r}")
@@ -116,7 +130,8 @@ def keep_indices(mask: Tensor, num_prefix_tokens: int = 0) -> Tensor:
     """Return the token indices of the visible patches: :func:`masked_indices` of the mask's opposite.
 
     Args:
-        mask: ``(B, gh, gw)`` bool, True = hidden, with the same number of hidden patches in every image.
+        mask: ``(B, gh, gw)`` or ``(B, gd, gh, gw)`` bool, True = hidden, with the same number of hidden patches in
+            every image.
         num_prefix_tokens: how many class and register tokens come before the patches (timm's name for it). They are
             kept: their indices come first.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import numbers
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,24 +21,35 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.ui
 _MOST_PATCHES = 2**22  # what the order of the patches has bits for
 
 
-def check_dimensions(shape: Sequence[int]) -> None:
-    """Refuse what is no shape of images."""
-    if len(shape) not in (3, 4, 5):
+def check_dimensions(shape: Sequence[int], axes: int) -> None:
+    """Refuse what is no shape of images, or with three axes of volumes."""
+    if axes == 3 and len(shape) not in (4, 5):
+        raise ValueError(
+            "with three sides of a patch, images are volumes (B, C, D, H, W) or one volume (C, D, H, W); got "
+            f"{tuple(shape)}"
+        )
+    if axes == 2 and len(shape) not in (3, 4, 5):
         raise ValueError(f"images are (B, C, H, W), one image (C, H, W) or clips (B, T, C, H, W); got {tuple(shape)}")
     if min(shape) < 0:
         raise ValueError(f"a shape has no negative sizes; got {tuple(shape)}")
+    if axes == 2 and len(shape) == 5 and 1 <= shape[1] <= 4 < shape[2]:
+        raise ValueError(
+            f"{tuple(shape)} would be clips (B, T, C, H, W) of {shape[1]} frames and {shape[2]} channels; for volumes "
+            "(B, C, D, H, W) give patch_size=(depth, height, width), for clips with the channels first "
+            "images.transpose(1, 2), and for such clips images.flatten(1, 2)"
+        )
 
 
-def checked_grid(shape: Sequence[int], patch_size: tuple[int, int], largest: Sequence[int] = ()) -> tuple[int, int]:
-    """Return the grid of the images, (height, width) in patches; ``largest`` are the largest sides of groups, if any.
+def checked_grid(shape: Sequence[int], patch_size: tuple[int, ...], largest: Sequence[int] = ()) -> tuple[int, ...]:
+    """Return the grid of the images, in patches; ``largest`` are the largest sides of groups, if any.
 
     Raises:
         ValueError: they are no whole number of patches, too many of them, or fewer than a group's side.
     """
-    grid = grid_size(shape[-2], shape[-1], patch_size)
-    if grid[0] * grid[1] > _MOST_PATCHES:
+    grid = grid_size(shape[-len(patch_size) :], patch_size)
+    if math.prod(grid) > _MOST_PATCHES:
         raise ValueError(
-            f"a grid of {grid[0]} x {grid[1]} patches has more than {_MOST_PATCHES}; use a larger patch_size"
+            f"a grid of {' x '.join(map(str, grid))} patches has more than {_MOST_PATCHES}; use a larger patch_size"
         )
     for side, most in zip(grid, largest, strict=False):
         if most > side:
@@ -67,7 +79,7 @@ def places_of_images(leaves: Sequence[object]) -> list[int]:
     return [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and not isinstance(leaf, special)][:1]
 
 
-def within(leaves: Sequence[Any], inplace: bool) -> tuple[list[int], Tensor, bool]:
+def within(leaves: Sequence[Any], inplace: bool, axes: int) -> tuple[list[int], Tensor, bool]:
     """Return which leaves of a sample are its images, the first as a batch, and whether it stands for one image.
 
     Raises:
@@ -79,10 +91,10 @@ def within(leaves: Sequence[Any], inplace: bool) -> tuple[list[int], Tensor, boo
     if not places:
         kinds = ", ".join(sorted({type(leaf).__name__ for leaf in leaves})) or "nothing"
         raise TypeError(f"this sample has no image, which is a tv_tensor or a plain tensor; it has {kinds}")
-    (first, single), *others = (as_batch(leaves[place]) for place in places)
+    (first, single), *others = (as_batch(leaves[place], axes) for place in places)
     for batch, alone in others:
-        same = (single, len(first), *first.shape[-2:], first.device)
-        if (alone, len(batch), *batch.shape[-2:], batch.device) != same:
+        same = (single, len(first), *first.shape[-axes:], first.device)
+        if (alone, len(batch), *batch.shape[-axes:], batch.device) != same:
             each = (f"{tuple(leaves[place].shape)} on {leaves[place].device}" for place in places)
             raise ValueError(
                 "the images of a sample get the same mask, so they have the same size and device; got "
@@ -97,7 +109,7 @@ def within(leaves: Sequence[Any], inplace: bool) -> tuple[list[int], Tensor, boo
     return places, first, single
 
 
-def as_batch(images: object) -> tuple[Tensor, bool]:
+def as_batch(images: object, axes: int) -> tuple[Tensor, bool]:
     """Return a view of the images with a batch dimension, and whether it was added; refuse what is no image."""
     if not isinstance(images, Tensor):
         kind = f"{type(images).__module__}.{type(images).__qualname__}"
@@ -114,6 +126,11 @@ def as_batch(images: object) -> tuple[Tensor, bool]:
         and not isinstance(images, (tv_tensors.Image, tv_tensors.Video))
     ):
         raise TypeError(f"GroupMask takes images; got a tv_tensors.{type(images).__name__}, which is none")
+    if axes == 3 and tv_tensors and isinstance(images, tv_tensors.TVTensor):
+        raise TypeError(
+            "with three sides of a patch, GroupMask takes plain tensors (C, D, H, W), or (C, T, H, W) with channels "
+            f"first; got a tv_tensors.{type(images).__name__}; give it images.as_subclass(torch.Tensor)"
+        )
     batch = plain(images)
     if hasattr(batch, "to_local"):  # without importing torch.distributed.tensor
         raise TypeError(
@@ -127,22 +144,23 @@ def as_batch(images: object) -> tuple[Tensor, bool]:
             f"images are {', '.join(str(d).removeprefix('torch.') for d in _DTYPES)}; got {batch.dtype}; they come "
             "before labels, and torchvision.transforms.v2.functional.to_dtype(images, torch.float32) converts them"
         )
-    check_dimensions(batch.shape)
+    check_dimensions(batch.shape, axes)
     clip = batch.ndim == 4 and tv_tensors is not None and isinstance(images, tv_tensors.Video)
-    single = batch.ndim == 3 or clip
+    single = batch.ndim == axes + 1 or clip
     return (batch[None] if single else batch), single
 
 
-def check_plan(plan: MaskPlan, images: Tensor, batch: Tensor, grid: tuple[int, int], single: bool) -> None:
+def check_plan(plan: MaskPlan, images: Tensor, batch: Tensor, grid: tuple[int, ...], single: bool) -> None:
     """Refuse a plan that was drawn for other images, or is elsewhere."""
     expected = grid if single else (batch.shape[0], *grid)
-    shapes = {name: expected if name in ("mask", "group") else expected[:-2] for name in MaskPlan._fields}
+    shapes = {name: expected if name in ("mask", "group") else expected[: -len(grid)] for name in MaskPlan._fields}
+    patch = tuple(side // n for side, n in zip(batch.shape[-len(grid) :], grid, strict=True))
     for name, shape in shapes.items():
         if getattr(plan, name).shape != shape:
             raise ValueError(
                 f"the plan is for a {name} of {tuple(getattr(plan, name).shape)}, but images of "
-                f"{tuple(images.shape)} with patches of {batch.shape[-2] // grid[0], batch.shape[-1] // grid[1]} need "
-                f"{tuple(shape)}; draw it by sample() with these images or their shape"
+                f"{tuple(images.shape)} with patches of {patch} need {tuple(shape)}; draw it by sample() with these "
+                "images or their shape"
             )
     if plan.mask.dtype != torch.bool:
         raise TypeError(f"a plan's mask is bool, True = hidden; got {plan.mask.dtype}")

@@ -19,7 +19,7 @@ def mix_labels(labels: Tensor, owner: Tensor, num_classes: int) -> Tensor:
 
     Args:
         labels: ``(B,)`` int64, the class of each image.
-        owner: ``(B, gh, gw)`` int64, the image that each patch shows: ``corrupt.owner(plan)``.
+        owner: ``(B, gh, gw)`` or ``(B, gd, gh, gw)`` int64, the image that each patch shows: ``corrupt.owner(plan)``.
         num_classes: how many classes there are.
 
     Returns:
@@ -45,10 +45,10 @@ def mix_labels(labels: Tensor, owner: Tensor, num_classes: int) -> Tensor:
             f"labels and owner are int64 tensors; got {got} and {owner.dtype}; convert numbers of classes by "
             "labels.long(), and one-hot labels by labels.argmax(1)"
         )
-    if labels.ndim != 1 or owner.ndim != 3 or len(labels) != len(owner):
+    if labels.ndim != 1 or owner.ndim not in (3, 4) or len(labels) != len(owner):
         raise ValueError(
-            f"labels are (B,) and owner is (B, gh, gw); got {tuple(labels.shape)} and {tuple(owner.shape)}; "
-            "one-hot labels become numbers of classes by labels.argmax(1)"
+            f"labels are (B,) and owner is (B, gh, gw), or (B, gd, gh, gw) of volumes; got {tuple(labels.shape)} and "
+            f"{tuple(owner.shape)}; one-hot labels become numbers of classes by labels.argmax(1)"
         )
     if not is_int(num_classes) or num_classes < 1:
         raise ValueError(f"num_classes is an int of at least 1; got {num_classes!r}")
@@ -69,15 +69,16 @@ def owners(plan: MaskPlan, fills: Sequence[Fill]) -> Tensor:
     """Return which image of the batch each patch shows; see :meth:`GroupMask.owner`."""
     if not isinstance(plan, MaskPlan):
         raise TypeError(f"owner takes a MaskPlan, as sample(images) draws it; got {type(plan).__name__}")
-    if plan.mask.ndim != 3:
+    if plan.key.ndim != 1:
         raise ValueError("a plan of one image has no other image to show; draw it for a batch (B, C, H, W)")
     device, plan = plan.mask.device, fitted(plan, len(fills))
-    owner = torch.arange(len(plan.mask), device=plan.mask.device)[:, None, None].expand(plan.mask.shape)
+    every = (-1, *(1,) * (plan.mask.ndim - 1))
+    owner = torch.arange(len(plan.mask), device=plan.mask.device).view(every).expand(plan.mask.shape)
     for i, fill in enumerate(fills):
         if isinstance(fill, Alien):
             if len(plan.mask) == 1:
                 raise ValueError("this plan is for a batch of one, which has no other image to take aliens from")
-            donor = plan.donor[:, None, None] if fill.per == "image" else plan.group_donor()
-            here = plan.mask if len(fills) == 1 else plan.mask & (plan.fill == i)[:, None, None]
+            donor = plan.donor.view(every) if fill.per == "image" else plan.group_donor()
+            here = plan.mask if len(fills) == 1 else plan.mask & (plan.fill == i).view(every)
             owner = torch.where(here, donor, owner)
     return owner.contiguous().to(device)

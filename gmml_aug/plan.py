@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -22,7 +24,7 @@ class MaskPlan(NamedTuple):
     then no other image of its batch gets a new one when the plan is applied, drawn from its key.
 
     Attributes:
-        mask: ``(B, gh, gw)`` bool, True = hidden.
+        mask: ``(B, gh, gw)`` bool, True = hidden; ``(B, gd, gh, gw)`` for volumes, here and below.
         fill: ``(B,)`` int64, the place of each image's fill in ``GroupMask.fills``.
         donor: ``(B,)`` int64, the image of the batch that alien patches come from: never the image itself; -1 where
             there is no other. Where :meth:`GroupMask.apply` is given ``donors``, :meth:`pool_donor` tells instead, and
@@ -57,19 +59,20 @@ class MaskPlan(NamedTuple):
                 in a batch of one.
         """
         key, group = rng.at_hand(self.key), rng.at_hand(self.group)
-        word: Tensor = torch.ops.gmml_aug.words_at(key[..., None, None], group.to(torch.int64) + rng.DONOR_SLOT)
+        every = (*key.shape, *(1,) * (group.ndim - key.ndim))
+        word: Tensor = torch.ops.gmml_aug.words_at(key.view(every), group.to(torch.int64) + rng.DONOR_SLOT)
         draw = rng.halves(word)[1]
         if pool is not None:
             return rng.below(draw, pool).to(self.key.device)
         batch = 1 if key.ndim == 0 else key.shape[0]
-        own = torch.arange(batch, device=draw.device).view(*key.shape, 1, 1)
+        own = torch.arange(batch, device=draw.device).view(every)
         return rng.another(own, draw, batch).to(self.key.device)
 
 
-def alone(mask: Tensor) -> Tensor:
-    """Return the groups of a mask ``(..., gh, gw)`` that nobody drew: each hidden patch is one by itself."""
-    place = torch.arange(mask.shape[-2] * mask.shape[-1], dtype=torch.int32, device=mask.device)
-    return torch.where(mask, place.view(mask.shape[-2:]), -1)
+def alone(mask: Tensor, grid: Sequence[int]) -> Tensor:
+    """Return the groups of a mask ``(..., *grid)`` that nobody drew: each hidden patch is one by itself."""
+    place = torch.arange(math.prod(grid), dtype=torch.int32, device=mask.device)
+    return torch.where(mask, place.view(*grid), -1)
 
 
 def fitted(plan: MaskPlan, fills: int) -> MaskPlan:

@@ -43,7 +43,8 @@ class GroupMask(State):
     it, a flip or a crop, would leave the mask behind. It works in evaluation mode too.
 
     Args:
-        patch_size: int or (height, width) in pixels. 1 is allowed: groups of pixels.
+        patch_size: int or (height, width) in pixels; (depth, height, width) for volumes, or for videos with their
+            channels first: groups are boxes then. 1 is allowed: groups of pixels.
         ratio: share of the patches that is hidden, in [0, 1]: a number, or (low, high) drawn uniformly per image. An
             image hides exactly ``round(ratio * patches)`` of them.
         fill: ``"zeros"``, ``"noise"``, ``"alien"``, ``"shuffle"``, ``"mean"``, an instance (``Zeros(0.5)``,
@@ -79,7 +80,7 @@ class GroupMask(State):
         (torch.Size([8, 3, 224, 224]), torch.Size([8, 14, 14]))
     """
 
-    patch_size: tuple[int, int]
+    patch_size: tuple[int, ...]
     fills: tuple[Fill, ...]
     weights: tuple[float, ...]
     group_size: Any
@@ -88,7 +89,7 @@ class GroupMask(State):
 
     def __init__(
         self,
-        patch_size: int | tuple[int, int] = 16,
+        patch_size: int | tuple[int, ...] = 16,
         ratio: float | tuple[float, float] = (0.4, 0.7),
         fill: str | Fill | Mapping[Any, float] = "noise",
         *,
@@ -142,10 +143,11 @@ class GroupMask(State):
 
         Args:
             images: ``(B, C, H, W)``; one image ``(C, H, W)``; or clips ``(B, T, C, H, W)``, each with one mask for all
-                its frames. fp16, bf16, fp32, fp64 or uint8, on any device. A ``tv_tensors.Video`` of four dimensions
-                is one clip. Or a sample that has them somewhere in it, a dict or a tuple, as torchvision's v2
-                transforms take it: its images are all ``tv_tensors.Image`` and ``Video``, or its first plain tensor
-                where it has none of these. Several have the same size and get the same mask.
+                its frames. With three sides of a patch volumes ``(B, C, D, H, W)`` or one volume ``(C, D, H, W)``, and
+                masks are ``(B, gd, gh, gw)``. fp16, bf16, fp32, fp64 or uint8, on any device. A ``tv_tensors.Video`` of
+                four dimensions is one clip. Or a sample that has them somewhere in it, a dict or a tuple, as
+                torchvision's v2 transforms take it: its images are all ``tv_tensors.Image`` and ``Video``, or its first
+                plain tensor where it has none of these. Several have the same size and get the same mask.
             others: more of such a sample: ``corrupt(image, target)``.
             index: ``(B,)`` int64 (an int for one image), the samples' numbers, such as ``epoch * len(data) + i`` (a
                 bare ``i`` would hide the same patches in every epoch). It needs an int seed. Masks, fills and the
@@ -169,7 +171,7 @@ class GroupMask(State):
         """
         if others or not isinstance(images, Tensor):
             return self._within((images, *others) if others else images, donors, index, valid, mask)
-        batch, single = inputs.as_batch(images)
+        batch, single = inputs.as_batch(images, len(self.patch_size))
         self._check(images, batch, donors)
         plan = self._draw(() if single else batch.shape[:1], batch.shape, batch.device, index, valid, mask)
         return self._write(images, plan, donors)
@@ -197,9 +199,10 @@ class GroupMask(State):
             TypeError, ValueError: as :meth:`forward`.
         """
         if isinstance(images_or_shape, Sequence) and all(map(is_int, images_or_shape)):
-            inputs.check_dimensions(images_or_shape)
-            return self._draw(images_or_shape[:-3][:1], images_or_shape, _CPU, index, valid, mask)
-        batch, single = inputs.as_batch(images_or_shape)
+            axes = len(self.patch_size)
+            inputs.check_dimensions(images_or_shape, axes)
+            return self._draw(images_or_shape[: -axes - 1][:1], images_or_shape, _CPU, index, valid, mask)
+        batch, single = inputs.as_batch(images_or_shape, len(self.patch_size))
         plan = self._draw(() if single else batch.shape[:1], batch.shape, batch.device, index, valid, mask)
         return plan if plan.mask.device == batch.device else plan.to(batch.device)
 
@@ -228,7 +231,7 @@ class GroupMask(State):
             return super().apply(images)
         if not isinstance(plan, MaskPlan):
             raise TypeError(f"apply takes images and a MaskPlan, as sample(images) draws it; got {type(plan).__name__}")
-        batch, single = inputs.as_batch(images)
+        batch, single = inputs.as_batch(images, len(self.patch_size))
         inputs.check_plan(plan, images, batch, inputs.checked_grid(batch.shape, self.patch_size), single)
         self._check(images, batch, donors)
         return self._write(images, fitted(plan, len(self.fills)), donors)
@@ -259,9 +262,9 @@ class GroupMask(State):
     def _within(self, sample: Any, donors: Tensor | None, *asked: Any) -> Any:
         """Corrupt the images of a sample, all by one plan."""
         leaves, structure = tree_flatten(sample)
-        places, first, single = inputs.within(leaves, self.inplace)
+        places, first, single = inputs.within(leaves, self.inplace, len(self.patch_size))
         for place in places:
-            batch, _ = inputs.as_batch(leaves[place])
+            batch, _ = inputs.as_batch(leaves[place], len(self.patch_size))
             self._check(leaves[place], batch, donors)
         plan = self._draw(() if single else first.shape[:1], first.shape, first.device, *asked)
         written: dict[int, Masked] = {}
@@ -315,11 +318,11 @@ class GroupMask(State):
         sizes, weights, _ = self._sizes if mask is None else inputs.ANY_SIZE
         asked = grid, shares, sizes, inside, self.weights, self.invert, weights
         plan = drawn(Call(counter, named, valid, self.seed, self._home, batch, where, *asked))
-        return plan if mask is None else plan._replace(mask=mask, group=alone(mask))
+        return plan if mask is None else plan._replace(mask=mask, group=alone(mask, grid))
 
     def _write(self, images: Tensor, plan: MaskPlan, donors: Tensor | None) -> Masked:
         mask = plan.mask.to(images.device, non_blocking=True)
-        batch, single = inputs.as_batch(images)
+        batch, single = inputs.as_batch(images, len(self.patch_size))
         if single:
             plan = MaskPlan(*(field[None] for field in plan))
         out = write(batch, plan, self.fills, None if donors is None else inputs.plain(donors), self.inplace)

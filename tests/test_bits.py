@@ -61,6 +61,25 @@ CASES: dict[str, tuple[tuple[int, ...], torch.dtype, dict[str, Any], str]] = {
         "bbb7c136",
     ),
     "blocks": ((20, 1, 56, 56), torch.float32, {"group_size": block_sizes((14, 14)), "fill": EVERY}, "5a4a3aab"),
+    "volumes": (
+        (6, 2, 8, 24, 32),
+        torch.float32,
+        {"patch_size": (2, 4, 4), "fill": EVERY, "ratio": (0, 1)},
+        "4f97c3b4",
+    ),
+    "volumes in place": (
+        (6, 2, 8, 24, 32),
+        torch.bfloat16,
+        {"patch_size": (2, 4, 4), "fill": EVERY, "inplace": True, "group_size": ((1, 2), (1, 4), (2, 3))},
+        "b62636b4",
+    ),
+    "bytes of volumes": (
+        (6, 1, 8, 24, 32),
+        torch.uint8,
+        {"patch_size": (2, 4, 4), "fill": EVERY, "group_size": {("all", 2, 2): 1, (1, 3, 4): 3}, "placement": "inside"},
+        "29150b76",
+    ),
+    "one volume": ((2, 8, 24, 32), torch.float32, {"patch_size": (4, 4, 8), "invert": True, "valid": 0.7}, "96ce5a9c"),
     "small patches": ((4, 3, 12, 18), torch.float32, {"patch_size": (1, 2), "fill": EVERY}, "3c04a3d0"),
 }
 
@@ -73,11 +92,14 @@ def digest(shape: tuple[int, ...], dtype: torch.dtype, options: dict[str, Any], 
     """Draw by the counter and by an index, with donors from the batch and from a pool, and hash all of it."""
     generator = torch.Generator().manual_seed(0)
     images = (torch.rand(shape, generator=generator) * 255).to(dtype)
-    index = torch.arange(len(images)) * 2**40 - 3 if len(shape) > 3 else 2**40
-    pool = (torch.rand((3, *shape[-3:]), generator=torch.Generator().manual_seed(1)) * 255).to(dtype)
-    pool = pool if len(shape) < 5 else pool[:, None].expand(3, *shape[1:])
-    if layout == "channels_last" and len(shape) == 4:
-        images = images.to(memory_format=torch.channels_last)
+    volume = isinstance(options.get("patch_size"), tuple) and len(options["patch_size"]) == 3
+    single = len(shape) == 3 + volume
+    index = torch.arange(len(images)) * 2**40 - 3 if not single else 2**40
+    inner = shape[-3 - volume :]
+    pool = (torch.rand((3, *inner), generator=torch.Generator().manual_seed(1)) * 255).to(dtype)
+    pool = pool if len(shape) < 5 or volume else pool[:, None].expand(3, *shape[1:])
+    if layout == "channels_last" and not single and len(shape) == 4 + volume:
+        images = images.to(memory_format=torch.channels_last_3d if volume else torch.channels_last)
     elif layout == "strided":
         images = images.repeat_interleave(2, -1)[..., ::2]
     options = {"patch_size": PATCH, "seed": -5, **options}

@@ -169,7 +169,7 @@ def test_print_shows_the_figures() -> None:
 @pytest.mark.parametrize(
     ("mask", "error", "message"),
     [
-        (torch.zeros(8, 1, 14, 14), ValueError, r"got \(8, 1, 14, 14\); reshape them"),
+        (torch.zeros(8, 1, 1, 14, 14), ValueError, r"got \(8, 1, 1, 14, 14\); reshape them"),
         (torch.zeros(196), ValueError, r"got \(196,\); reshape them"),
         (torch.zeros(0, 14, 14), ValueError, r"nothing to describe in a mask of \(0, 14, 14\)"),
         ([], ValueError, "reshape them"),

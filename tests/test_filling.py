@@ -65,11 +65,13 @@ def suits(fill: Fill, dtype: torch.dtype, batch: int, channels: int, pool: bool)
 def test_every_backend_writes_the_definitions_bits(name: str, data: st.DataObject) -> None:
     pick = data.draw
     dtype = pick(st.sampled_from(DTYPES))
-    patch = pick(st.sampled_from([(1, 1), (4, 4), (7, 14), (16, 16), (8, 5), (1, 9), (3, 1)]))
-    grid = pick(st.tuples(st.integers(1, 5), st.integers(2, 6)))
+    pairs: list[tuple[int, ...]] = [(1, 1), (4, 4), (7, 14), (16, 16), (8, 5), (1, 9), (3, 1)]
+    patch = pick(st.sampled_from([*pairs, (2, 4, 4), (1, 1, 1), (3, 2, 5), (4, 8, 16)]))
+    grid = pick(st.tuples(*[st.integers(1, 3)] * (len(patch) - 2), st.integers(1, 5), st.integers(2, 6)))
     batch, channels = pick(st.integers(1, 6)), pick(st.sampled_from([1, 3, 4]))
-    frames = pick(st.sampled_from([(), (), (2,)]))
-    shape = (*frames, channels, grid[0] * patch[0], grid[1] * patch[1])
+    frames = pick(st.sampled_from([(), (), (2,)])) if len(patch) == 2 else ()
+    shape = (*frames, channels, *(side * length for side, length in zip(grid, patch, strict=True)))
+    last = torch.channels_last if len(patch) == 2 else torch.channels_last_3d
     pool, inplace = pick(st.booleans()), pick(st.booleans())
     able = [fill for fill in FILLS if suits(fill, dtype, batch, channels, pool)]
     fills = pick(st.lists(st.sampled_from(able), min_size=1, max_size=4, unique=True))
@@ -80,7 +82,7 @@ def test_every_backend_writes_the_definitions_bits(name: str, data: st.DataObjec
         images = random_images((number, *shape), dtype, seed)
         layout = pick(st.sampled_from(["contiguous", "channels_last", "strided"]))
         if layout == "channels_last" and not frames:
-            return images.to(memory_format=torch.channels_last)
+            return images.to(memory_format=last)
         return images.repeat_interleave(2, -1)[..., ::2] if layout == "strided" else images
 
     images, donors = some(batch, 0), some(3, 1) if pool else None
@@ -105,9 +107,10 @@ def test_every_backend_writes_the_definitions_bits(name: str, data: st.DataObjec
 @pytest.mark.parametrize("name", WRITING)
 def test_batches_that_lie_in_memory_without_gaps_are_taken(name: str) -> None:
     """Or the property above would compare nothing."""
-    for layout in (torch.contiguous_format, torch.channels_last):
-        images = torch.rand(4, 3, 32, 32).to(DEVICES[name], memory_format=layout)
-        drawn = GroupMask(8, 0.5, "noise", seed=0).sample(images)
+    for layout in (torch.contiguous_format, torch.channels_last, torch.channels_last_3d):
+        volume = layout == torch.channels_last_3d
+        images = torch.rand(4, 3, *([16] * volume), 32, 32).to(DEVICES[name], memory_format=layout)
+        drawn = GroupMask((8, 8, 8) if volume else 8, 0.5, "noise", seed=0).sample(images)
         each = [Noise().operation(images, drawn, None)]
         assert WRITING[name].takes(images, torch.empty_like(images), drawn.mask, drawn.fill, each, None)
 
@@ -292,7 +295,7 @@ def test_donors_may_be_some_of_the_images(fill: Any, inplace: bool, backend: str
 class _Doubled:
     """Take twice the donor's pixels."""
 
-    def check(self, images: Tensor, grid: tuple[int, int], donors: Tensor | None) -> None:
+    def check(self, images: Tensor, grid: tuple[int, ...], donors: Tensor | None) -> None:
         pass
 
     def values(self, images: Tensor, plan: MaskPlan, donors: Tensor) -> Tensor:

@@ -132,7 +132,7 @@ def test_a_fill_of_ones_own_sees_the_groups() -> None:
     class Numbered:
         """The number of the group, in the first channel's patches."""
 
-        def check(self, images: Tensor, grid: tuple[int, int], donors: Tensor | None) -> None:
+        def check(self, images: Tensor, grid: tuple[int, ...], donors: Tensor | None) -> None:
             pass
 
         def values(self, images: Tensor, plan: MaskPlan, donors: Tensor) -> Tensor:
@@ -148,7 +148,7 @@ def test_a_fill_of_ones_own_sees_the_groups() -> None:
 
 def test_a_fill_of_ones_own() -> None:
     class Mean:
-        def check(self, images: Tensor, grid: tuple[int, int], donors: Tensor | None) -> None:
+        def check(self, images: Tensor, grid: tuple[int, ...], donors: Tensor | None) -> None:
             pass
 
         def values(self, images: Tensor, plan: MaskPlan, donors: Tensor) -> Tensor:
@@ -171,7 +171,7 @@ def test_a_fill_of_ones_own() -> None:
 )
 def test_a_fill_that_would_change_the_tensor_is_refused(values: Any, words: str) -> None:
     class Wrong:
-        def check(self, images: Tensor, grid: tuple[int, int], donors: Tensor | None) -> None:
+        def check(self, images: Tensor, grid: tuple[int, ...], donors: Tensor | None) -> None:
             pass
 
         def values(self, images: Tensor, plan: MaskPlan, donors: Tensor) -> Tensor:

@@ -64,15 +64,15 @@ def test_indices_need_one_count() -> None:
 
 
 def test_grid_size_names_the_nearest_sizes() -> None:
-    assert grid_size(224, 160, (16, 32)) == (14, 5)
+    assert grid_size((224, 160), (16, 32)) == (14, 5)
     with pytest.raises(ValueError, match=r"height is 223 pixels.* 208 or 224"):
-        grid_size(223, 224, (16, 16))
+        grid_size((223, 224), (16, 16))
     with pytest.raises(ValueError, match=r"width is 10 pixels.* to 16"):
-        grid_size(16, 10, (16, 16))
+        grid_size((16, 10), (16, 16))
     with pytest.raises(ValueError, match=r"width is 3 pixels.*channels come before height and width"):
-        grid_size(64, 3, (16, 16))
+        grid_size((64, 3), (16, 16))
     with pytest.raises(ValueError, match="height is 0 pixels"):
-        grid_size(0, 16, (16, 16))
+        grid_size((0, 16), (16, 16))
 
 
 @pytest.mark.parametrize("function", [masked_indices, keep_indices, lambda mask: patch_to_pixel(mask, 8)])

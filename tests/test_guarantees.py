@@ -62,25 +62,27 @@ def images_of(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, seed: 
     return torch.randn(shape, generator=generator).to(dtype)
 
 
-def pixels(mask: Tensor, images: Tensor, patch_size: int | tuple[int, int]) -> Tensor:
-    """Return the hidden pixels as a bool tensor of the images' shape, clips included."""
+def pixels(mask: Tensor, images: Tensor, patch_size: int | tuple[int, ...]) -> Tensor:
+    """Return the hidden pixels as a bool tensor of the images' shape, clips and volumes included."""
     spread = patch_to_pixel(mask, patch_size)
-    return (spread[:, None] if images.ndim == 5 else spread).expand(images.shape)
+    return (spread[:, None] if images.ndim == 5 and mask.ndim == 3 else spread).expand(images.shape)
 
 
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[GroupMask, Tensor]:
-    """Draw a transform and images that fit it: clips or images, any grid, patch, ratio, group size, fill and dtype."""
-    grid = draw(st.tuples(st.integers(1, 9), st.integers(1, 9)))
-    patch = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
+    """Draw a transform and what fits it: images, clips or volumes, any grid, patch, ratio, group size, fill, dtype."""
+    axes = draw(st.sampled_from([2, 2, 3]))
+    grid: tuple[int, ...] = draw(st.tuples(*[st.integers(1, 9 if axes == 2 else 4)] * axes))
+    patch: tuple[int, ...] = draw(st.tuples(*[st.integers(1, 5 if axes == 2 else 3)] * axes))
     low, high = sorted((draw(st.floats(0, 1)), draw(st.floats(0, 1))))
     ratio: Any = draw(st.sampled_from([low, (low, high), 0, 1, (0, 1), 0.5]))
     each: Any = [None, (1, 1), (1, min(grid)), (min(grid), min(grid)), tuple((1, side) for side in grid)]
-    each += [{(1, "all"): 1, ("all", 1): 2}, {grid: 1}, {(1, 1): 3, (min(grid), 1): 1}]
+    ones = (1,) * (axes - 1)
+    each += [{(*ones, "all"): 1, ("all", *ones): 2}, {grid: 1}, {(*ones, 1): 3, (min(grid), *ones): 1}]
     group_size = draw(st.sampled_from(each))
-    fill = draw(st.sampled_from(FILLS if grid != (1, 1) else ["zeros", "noise", "alien"]))
+    fill = draw(st.sampled_from(FILLS if math.prod(grid) > 1 else ["zeros", "noise", "alien"]))
     batch = draw(st.integers(2, 6))
-    middle = draw(st.sampled_from([(1,), (3,), (4,), (2, 3)]))
+    middle = draw(st.sampled_from([(1,), (3,), (4,), (2, 3)][: 6 - axes]))
     dtype = draw(st.sampled_from(DTYPES))
     corrupt = GroupMask(
         patch,
@@ -93,7 +95,7 @@ def cases(draw: st.DrawFn) -> tuple[GroupMask, Tensor]:
         seed=draw(st.integers(-(2**63), 2**64 - 1)),
         inplace=draw(st.booleans()),
     )
-    shape = (batch, *middle, grid[0] * patch[0], grid[1] * patch[1])
+    shape = (batch, *middle, *(side * length for side, length in zip(grid, patch, strict=True)))
     return corrupt, images_of(shape, dtype, draw(st.integers(0, 100)))
 
 

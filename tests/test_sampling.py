@@ -428,8 +428,9 @@ for limited in (False, True):
     grid = dict(DEPTH=1 + 2 * limited, STEPS=5 * limited, HEIGHT=14, WIDTH=14, SHARES=2, INSIDE=False)
     grid |= dict(INVERT=limited, ROOT=True, SAMPLE=1, LIMITED=limited, BLOCK=1024)
     build(triton_draw._draw_kernel, types, grid, 1)
-patch = dict(ROWS=14, COLUMNS=14, HEIGHT=16, WIDTH=16, PIXELS=768, IMAGE=150528, PLANE=50176, LINE=224, PIXEL=1)
-steps = {f"{to}_{name}": patch[name] for to in ("OUT", "POOL") for name in ("IMAGE", "PLANE", "LINE", "PIXEL")}
+patch = dict(DEPTH=1, ROWS=14, COLUMNS=14, THICK=1, HEIGHT=16, WIDTH=16, PIXELS=768)
+patch |= dict(IMAGE=150528, PLANE=50176, SLICE=0, LINE=224, PIXEL=1)
+steps = {f"{to}_{name}": patch[name] for to in ("OUT", "POOL") for name in ("IMAGE", "PLANE", "SLICE", "LINE", "PIXEL")}
 for kind in ("fp32", "fp16", "bf16", "u8"):
     pixels = dict.fromkeys(["out_ptr", "image_ptr", "pool_ptr", "value_ptr"], "*" + kind)
     for inplace in (False, True):

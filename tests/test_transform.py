@@ -200,7 +200,7 @@ def test_any_64_bit_seed(seed: int) -> None:
     [
         ({"patch_size": 0}, ValueError, "at least 1 pixel"),
         ({"patch_size": 16.0}, TypeError, "pair"),
-        ({"patch_size": (16, 16, 16)}, TypeError, "pair"),
+        ({"patch_size": (16, 16, 16, 16)}, TypeError, "three|depth, height, width"),
         ({"patch_size": True}, TypeError, "pair"),
         ({"ratio": 1.1}, ValueError, r"in \[0, 1\]; got 1.1"),
         ({"ratio": -0.1}, ValueError, r"in \[0, 1\]"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def label(axis: Axes, text: str) -> None:
     axis.set_ylabel(text, rotation=0, ha="right", va="center", fontsize=9)
 
 
-def outline(axis: Axes, chosen: Tensor, patch_size: tuple[int, int], color: str) -> None:
+def outline(axis: Axes, chosen: Tensor, patch_size: Sequence[int], color: str) -> None:
     """Draw a line around the chosen patches ``(gh, gw)`` of a picture whose patches have this size."""
     height, width = patch_size
     inside = nn.functional.pad(chosen.cpu(), (1, 1, 1, 1))

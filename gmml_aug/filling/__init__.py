@@ -1,8 +1,8 @@
 """Writing: what is visible stays, what is hidden takes its fill's value. Which backend writes is chosen here.
 
-Every backend is ``write(images, out, mask, fill, operations, donors)``: it writes the images ``(B, C, H, W)`` or
-``(B, T, C, H, W)`` into ``out``, which may be themselves, with the ``operations`` that ``fill`` ``(B,)`` chooses from
-where ``mask`` ``(B, gh, gw)`` is True. `everywhere` defines the result.
+Every backend is ``write(images, out, mask, fill, operations, donors)``: it writes the images ``(B, C, H, W)``,
+``(B, T, C, H, W)`` or ``(B, C, D, H, W)`` into ``out``, which may be themselves, with the ``operations`` that ``fill``
+``(B,)`` chooses from where ``mask``, ``(B, gh, gw)`` or ``(B, gd, gh, gw)``, is True. `everywhere` defines the result.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def write(images: Tensor, plan: MaskPlan, fills: Sequence[Fill], donors: Tensor 
     """Write what a plan says.
 
     Args:
-        images: ``(B, C, H, W)`` or ``(B, T, C, H, W)``.
+        images: ``(B, C, H, W)``, ``(B, T, C, H, W)`` or ``(B, C, D, H, W)``.
         plan: of the same batch, on the same device, or on the CPU for a device that does not draw.
         fills: which ``plan.fill`` counts.
         donors: ``(N, ...)`` like the images; None where aliens come from the batch.

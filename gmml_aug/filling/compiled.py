@@ -6,6 +6,7 @@ the channels of each pixel lie side by side as well, and there is one plane; els
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -29,9 +30,11 @@ class Layout(NamedTuple):
     """Where the lines lie: all in whole numbers."""
 
     planes: int
-    rows: int  # of the grid
+    depth: int  # of the grid: 1 for images
+    rows: int
     columns: int
-    height: int  # lines of a patch in a plane
+    thick: int  # slices of a patch
+    height: int  # lines of a patch in a slice
     line: int  # values in a line
     channels: int
     interleaved: int  # how far apart the pixels of one channel are: 1, or the channels with channels_last
@@ -40,9 +43,9 @@ class Layout(NamedTuple):
 
 def start(patch: int, n: Layout) -> int:
     """Return where the first line of a patch begins, counting patches through all images."""
-    image, place = patch // (n.rows * n.columns), patch % (n.rows * n.columns)
-    down = image * n.planes * n.rows + place // n.columns
-    return (down * n.height * n.columns + place % n.columns) * n.line
+    row, image = patch // n.columns, patch // (n.depth * n.rows * n.columns)
+    sheet = row // n.rows + image * (n.planes - 1) * n.depth
+    return ((sheet * n.thick * n.rows + row % n.rows) * n.height * n.columns + patch % n.columns) * n.line
 
 
 @intrinsic
@@ -80,7 +83,7 @@ def noise(to: Any, patch: int, key: int, table: Any, scratch: Any, lines: Any, n
     drawn, words, draws = scratch
     width, pixels = n.line // n.interleaved, len(lines) * n.line
     number = (pixels + n.per_word - 1) // n.per_word
-    first, at = NOISE_SLOT + patch % (n.rows * n.columns) * number, start(patch, n)
+    first, at = NOISE_SLOT + patch % (n.depth * n.rows * n.columns) * number, start(patch, n)
     for i in range(number):
         words[i] = word(key, first + i)
     for i in range(pixels if n.per_word < 8 else 0):  # bytes are what was drawn: `drawn` is these words
@@ -91,7 +94,7 @@ def noise(to: Any, patch: int, key: int, table: Any, scratch: Any, lines: Any, n
         else:  # one plane of lines in which the channels alternate
             for channel in range(n.interleaved):
                 for x in range(width):
-                    to[at + lines[i] + x * n.interleaved + channel] = drawn[(channel * n.height + i) * width + x]
+                    to[at + lines[i] + x * n.interleaved + channel] = drawn[(channel * len(lines) + i) * width + x]
 
 
 def write_bands(
@@ -112,7 +115,7 @@ def write_bands(
     """Write some rows of images' patches; in place without copies of the batch, which were moved before."""
     drawn = scratch[0]
     for band in range(begin, end):
-        image, first = band // n.rows, band * n.columns
+        image, first = band // (n.depth * n.rows), band * n.columns
         kind, length = m.kind[image], n.height * n.columns * n.line
         if not inplace:  # all of it at once, and the hidden again while it is in the cache
             for plane in range(0, len(lines), n.height):
@@ -128,7 +131,7 @@ def write_bands(
             elif hidden[patch] and kind == CONSTANT:
                 here = start(patch, n)
                 for plane in range(0, len(lines), n.height):
-                    channel = plane // n.height % n.channels
+                    channel = plane // (n.thick * n.height) % n.channels
                     for c in range(n.interleaved):
                         for x in range(c, n.line, n.interleaved):
                             drawn[x] = m.value[image, channel + c]
@@ -234,14 +237,14 @@ def takes(
 ) -> bool:
     """Tell whether the operations are known, and all images lie in memory without gaps, in the same order."""
     tensors = (images, out) if donors is None else (images, out, donors)
-    last = torch.channels_last
+    last = torch.channels_last if mask.ndim == 3 else torch.channels_last_3d
     known = all(operation.kind in KINDS for operation in operations)
     return (
         known
         and images.itemsize in _BITS
         and (
             all(t.is_contiguous() for t in tensors)
-            or (images.ndim == 4 and all(t.is_contiguous(memory_format=last) for t in tensors))
+            or (images.ndim == mask.ndim + 1 and all(t.is_contiguous(memory_format=last) for t in tensors))
         )
     )
 
@@ -250,21 +253,27 @@ def write(
     images: Tensor, out: Tensor, mask: Tensor, fill: Tensor, operations: Sequence[Operation], donors: Tensor | None
 ) -> None:
     """Write the images into ``out``; see :mod:`gmml_aug.filling`."""
-    bits, (batch, rows, columns), inplace = _BITS[images.itemsize], mask.shape, out is images
+    bits, batch, inplace, axes = _BITS[images.itemsize], len(mask), out is images, mask.ndim - 1
+    depth, rows, columns = grid = (1,) * (3 - axes) + tuple(mask.shape[1:])
+    sides = (1,) * (3 - axes) + tuple(images.shape[-axes:])
+    thick, height, width = (side // number for side, number in zip(sides, grid, strict=True))
     bands, ordered, moved = _loops(bits)
-    channels, contiguous = images.shape[-3], images.is_contiguous()
+    channels, contiguous = images.shape[-axes - 1], images.is_contiguous()
     n = Layout(
-        planes=images[0, ..., 0, 0].numel() if contiguous else 1,
+        planes=math.prod(images.shape[1:-axes]) if contiguous else 1,
+        depth=depth,
         rows=rows,
         columns=columns,
-        height=images.shape[-2] // rows,
-        line=images.shape[-1] // columns * (1 if contiguous else channels),
+        thick=thick,
+        height=height,
+        line=width * (1 if contiguous else channels),
         channels=channels,
         interleaved=1 if contiguous else channels,
         per_word=8 if images.dtype == torch.uint8 else 4,
     )
-    pixels, patches = n.planes * n.height * n.line, batch * rows * columns
-    lines = (np.arange(n.planes)[:, None] * rows * n.height + np.arange(n.height)).reshape(-1) * (columns * n.line)
+    pixels, patches = n.planes * thick * height * n.line, batch * depth * rows * columns
+    slices = np.arange(n.planes)[:, None] * depth * thick + np.arange(thick)  # of all planes
+    lines = (slices.reshape(-1, 1) * rows * height + np.arange(height)).reshape(-1) * (columns * n.line)
     m = merged(operations, images, mask, fill)
     scales = tuple(dict.fromkeys((each.mean, each.std) for each in operations if each.kind == NOISE))
     table = torch.zeros_like(fill)
@@ -278,7 +287,7 @@ def write(
     each = Merged._make(t.numpy() for t in (m.kind, m.value.view(bits), m.source.view(-1), m.key))
 
     if inplace and any(operation.kind == COPY for operation in operations):
-        copied = (mask & (m.kind == COPY)[:, None, None]).reshape(-1)  # a mask may have any strides
+        copied = (mask & (m.kind == COPY).view(-1, *(1,) * axes)).reshape(-1)  # a mask may have any strides
         to, origin = np.empty(2 * patches, np.int64), np.empty(2 * patches, np.int64)
         moves = ordered(each.source, copied.numpy(), np.zeros(patches, np.int64), to, origin)
 
@@ -295,4 +304,4 @@ def write(
         scratch = drawn, words, draws
         bands(begin, end, flat, target, pool, hidden, each, table.numpy(), tables, lines, scratch, inplace, n)
 
-    share(batch * rows, max(1, _LEAST // (columns * pixels * images.itemsize)), some_bands)
+    share(batch * depth * rows, max(1, _LEAST // (columns * pixels * images.itemsize)), some_bands)

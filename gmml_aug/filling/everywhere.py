@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from ..grid import spread
 from .operation import COPY, KINDS, Operation, values
 
 _VALUES = 2**17  # of the images that are written at once on a CPU
@@ -16,15 +17,15 @@ def combined(images: Tensor, mask: Tensor, fill: Tensor, each: Iterable[tuple[in
     """Return images whose hidden pixels have the values of their fill.
 
     Args:
-        images: ``(B, C, H, W)`` or ``(B, T, C, H, W)``.
-        mask: ``(B, gh, gw)`` bool.
+        images: ``(B, C, H, W)``, ``(B, T, C, H, W)`` or ``(B, C, D, H, W)``.
+        mask: ``(B, gh, gw)`` or, of volumes, ``(B, gd, gh, gw)`` bool.
         fill: ``(B,)`` int64, the number of the fill that an image takes.
         each: the number of a fill, and a value for every pixel.
     """
     mask, fill = (t.to(images.device, non_blocking=True) for t in (mask, fill))
-    rows, columns = mask.shape[1:]
-    spread = mask[:, :, None, :, None].expand(-1, -1, images.shape[-2] // rows, -1, images.shape[-1] // columns)
-    hidden = spread.reshape(images.shape[0], *(1,) * (images.ndim - 3), *images.shape[-2:])
+    axes = mask.ndim - 1
+    sides = spread(mask, [side // n for side, n in zip(images.shape[-axes:], mask.shape[1:], strict=True)])
+    hidden = sides.view(len(images), *(1,) * (images.ndim - axes - 1), *sides.shape[1:])
     out = images
     for number, value in each:
         here = hidden & (fill == number).view(-1, *(1,) * (images.ndim - 1))

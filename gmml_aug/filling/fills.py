@@ -16,19 +16,19 @@ from torch import Tensor
 
 from .. import rng
 from ..plan import MaskPlan
-from .operation import Operation, constant, copy, noise, values
+from .operation import Operation, constant, copy, cut, noise, values
 
 
 @runtime_checkable
 class Fill(Protocol):
     """What :class:`~gmml_aug.GroupMask` asks of a fill."""
 
-    def check(self, images: Tensor, grid: tuple[int, int], donors: Tensor | None) -> None:
+    def check(self, images: Tensor, grid: tuple[int, ...], donors: Tensor | None) -> None:
         """Refuse what cannot be filled this way, before anything is drawn or written.
 
         Args:
-            images: ``(B, C, H, W)`` or ``(B, T, C, H, W)``, floating or uint8.
-            grid: (height, width) in patches.
+            images: ``(B, C, H, W)``, ``(B, T, C, H, W)`` or ``(B, C, D, H, W)``, floating or uint8.
+            grid: (height, width) or (depth, height, width) in patches.
             donors: ``(N, ...)`` like the images, or None where donors are to come from the batch.
 
         Raises:
@@ -39,9 +39,9 @@ class Fill(Protocol):
         """Return a value for every pixel; those of visible ones are not used.
 
         Args:
-            images: ``(B, C, H, W)`` or ``(B, T, C, H, W)``, floating or uint8; not to be written to.
+            images: ``(B, C, H, W)``, ``(B, T, C, H, W)`` or ``(B, C, D, H, W)``; not to be written to.
             plan: what was drawn for them; ``plan.group`` has the groups, and ``plan.donor`` counts in ``donors``.
-            donors: ``(N, C, H, W)`` or ``(N, T, C, H, W)``: the whole batch or a pool.
+            donors: ``(N, ...)`` like the images: the whole batch or a pool.
 
         Returns:
             A tensor of the images' dtype and device that broadcasts to their shape.
@@ -51,14 +51,14 @@ class Fill(Protocol):
 class BuiltIn:
     """A fill that every backend can write, because it is one of their operations."""
 
-    def check(self, images: Tensor, grid: tuple[int, int], donors: Tensor | None) -> None:
+    def check(self, images: Tensor, grid: tuple[int, ...], donors: Tensor | None) -> None:
         """Refuse what cannot be filled this way; see :meth:`Fill.check`."""
 
     def operation(self, images: Tensor, plan: MaskPlan, donors: Tensor | None) -> Operation:
         """Return what is to be done to the hidden patches of these images.
 
         Args:
-            images: ``(B, C, H, W)`` or ``(B, T, C, H, W)``.
+            images: as :meth:`check` takes them.
             plan: what was drawn for them.
             donors: ``(N, ...)`` like the images, or None where they are to come from the batch.
         """
@@ -113,11 +113,12 @@ class Zeros(BuiltIn):
         """Return the value of each channel, or one for all."""
         return self.value if isinstance(self.value, tuple) else (self.value,)
 
-    def check(self, images: Tensor, grid: tuple[int, int], donors: Tensor | None) -> None:
+    def check(self, images: Tensor, grid: tuple[int, ...], donors: Tensor | None) -> None:
         channels = self.channels()
-        if isinstance(self.value, tuple) and len(channels) != images.shape[-3]:
+        if isinstance(self.value, tuple) and len(channels) != images.shape[-len(grid) - 1]:
             raise ValueError(
-                f"Zeros has {len(channels)} values, one per channel, but the images have {images.shape[-3]} channels"
+                f"Zeros has {len(channels)} values, one per channel, but the images have "
+                f"{images.shape[-len(grid) - 1]} channels"
             )
         if images.dtype == torch.uint8 and not all(0 <= v <= 255 and v == int(v) for v in channels):
             raise ValueError(f"uint8 images hold whole numbers from 0 to 255, but Zeros has value={self.value!r}")
@@ -126,7 +127,7 @@ class Zeros(BuiltIn):
     def operation(self, images: Tensor, plan: MaskPlan, donors: Tensor | None) -> Operation:
         # Each number reaches the device as a kernel's argument: a tensor made from a list would wait for a copy.
         channels = [images.new_full((1, 1), number) for number in self.channels()]
-        return constant(torch.cat(channels, 1).expand(1, images.shape[-3]))
+        return constant(torch.cat(channels, 1).expand(1, images.shape[-plan.mask.ndim]))
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ class Noise(BuiltIn):
         if self.std <= 0:
             raise ValueError(f"Noise takes a positive std; got {self.std!r}; for a constant use Zeros(value=...)")
 
-    def check(self, images: Tensor, grid: tuple[int, int], donors: Tensor | None) -> None:
+    def check(self, images: Tensor, grid: tuple[int, ...], donors: Tensor | None) -> None:
         if images.dtype == torch.uint8 and (self.mean, self.std) != (0, 1):
             raise ValueError(
                 f"uint8 images are filled with uniform noise over 0..255, which {self} does not describe; "
@@ -183,7 +184,7 @@ class Alien(BuiltIn):
         if self.per not in ("image", "group"):
             raise ValueError(f"Alien takes its donors per 'image' or per 'group'; got per={self.per!r}")
 
-    def check(self, images: Tensor, grid: tuple[int, int], donors: Tensor | None) -> None:
+    def check(self, images: Tensor, grid: tuple[int, ...], donors: Tensor | None) -> None:
         if images.shape[0] == 1 and donors is None:
             raise ValueError(
                 "alien patches come from another image, and this is a batch of one, as a DataLoader's last one may be: "
@@ -196,7 +197,7 @@ class Alien(BuiltIn):
         if self.per == "group":
             donor = plan.group_donor(pool)
         else:
-            donor = (plan.donor if pool is None else plan.pool_donor(pool))[:, None, None]
+            donor = (plan.donor if pool is None else plan.pool_donor(pool)).view(-1, *(1,) * (plan.mask.ndim - 1))
         return copy(donor, None, plan.mask, pool is not None)
 
 
@@ -208,8 +209,8 @@ class Shuffle(BuiltIn):
     takes its patches from one another.
     """
 
-    def check(self, images: Tensor, grid: tuple[int, int], donors: Tensor | None) -> None:
-        if grid == (1, 1):
+    def check(self, images: Tensor, grid: tuple[int, ...], donors: Tensor | None) -> None:
+        if math.prod(grid) == 1:
             raise ValueError(
                 "shuffle needs another patch in the image, and this grid has only one; use a smaller patch_size"
             )
@@ -235,15 +236,15 @@ class Mean(BuiltIn):
     """
 
     def operation(self, images: Tensor, plan: MaskPlan, donors: Tensor | None) -> Operation:
-        rows, columns = plan.mask.shape[1:]
-        patches = images.unflatten(-1, (columns, -1)).unflatten(-3, (rows, -1))  # (B, ..., C, gh, height, gw, width)
+        axes = plan.mask.ndim - 1
+        patches = cut(images, plan.mask.shape[1:])
         dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
         wide = torch.float64 if images.device.type in rng.ARITHMETIC else torch.float32  # MPS has no float64
-        sums = patches.sum((-3, -1), dtype=dtype).to(wide).flatten(1, -3)
-        hidden = plan.mask.to(images.device)[:, None]
-        total = torch.where(hidden, 0, sums).sum((-2, -1)).unflatten(1, (-1, images.shape[-3])).sum(1)
-        pixels = math.prod(images.shape[1:-3]) * patches.shape[-3] * patches.shape[-1]
-        mean = total / (hidden.logical_not().sum((-2, -1)) * pixels).clamp(min=1)
+        sums = patches.sum(tuple(range(-1, -2 * axes, -2)), dtype=dtype).to(wide).flatten(1, -axes - 1)
+        hidden, each = plan.mask.to(images.device)[:, None], tuple(range(-axes, 0))
+        total = torch.where(hidden, 0, sums).sum(each).unflatten(1, (-1, images.shape[-axes - 1])).sum(1)
+        pixels = math.prod(images.shape[1 : -axes - 1]) * math.prod(patches.shape[-1 : -2 * axes : -2])
+        mean = total / (hidden.logical_not().sum(each) * pixels).clamp(min=1)
         return constant((mean if images.is_floating_point() else mean.round()).to(images.dtype))
 
 

@@ -22,7 +22,7 @@ class Operation(NamedTuple):
     Attributes:
         kind: ``CONSTANT``, ``NOISE``, ``COPY`` (from the batch) or ``POOL`` (from the donors of the call).
         tensor: for a constant the value of each channel, ``(B, C)``, or ``(1, C)`` for all images, of their dtype; for
-            noise the images' keys, ``(B,)`` int64; for a copy where each patch comes from, ``(B, gh, gw)`` int64: its
+            noise the images' keys, ``(B,)`` int64; for a copy where each patch comes from, ``(B, *grid)`` int64: its
             image times the number of patches, plus its row-major place.
         mean: of normal noise; bytes are uniform.
         std: its standard deviation.
@@ -46,9 +46,9 @@ def noise(key: Tensor, mean: float, std: float) -> Operation:
 
 def copy(image: Tensor | None, place: Tensor | None, like: Tensor, pool: bool) -> Operation:
     """Write patches of an image, which broadcasts to ``(B, gh, gw)``; None: its own, at a place; None: the same."""
-    patches = like.shape[1] * like.shape[2]
+    patches = math.prod(like.shape[1:])
     if image is None:
-        image = torch.arange(like.shape[0], device=like.device)[:, None, None]
+        image = torch.arange(like.shape[0], device=like.device).view(-1, *(1,) * (like.ndim - 1))
     if place is None:
         place = torch.arange(patches, device=like.device).view(1, *like.shape[1:])
     return Operation(POOL if pool else COPY, (image * patches + place).expand(like.shape))
@@ -69,35 +69,45 @@ def unpacked(kinds: Sequence[int], scales: Sequence[float], tensors: Sequence[Te
     return [Operation(*each) for each in zip(kinds, tensors, scales[::2], scales[1::2], strict=True)]
 
 
+def cut(images: Tensor, grid: Sequence[int]) -> Tensor:
+    """Return a view of images whose sides are cut into patches: ``(..., gh, height, gw, width)``."""
+    for i, side in enumerate(reversed(grid)):
+        images = images.unflatten(-1 - 2 * i, (side, -1))
+    return images
+
+
 def values(operation: Operation, images: Tensor, donors: Tensor | None, grid: Sequence[int]) -> Tensor:
     """Return a value for every pixel, as the operation would write it: the definition, by torch functions.
 
     Args:
         operation: of a fill, for these images or some of them.
-        images: ``(B, C, H, W)`` or ``(B, T, C, H, W)``.
+        images: ``(B, C, H, W)``, ``(B, T, C, H, W)`` or ``(B, C, D, H, W)``.
         donors: ``(N, ...)`` like the images, or None.
-        grid: (height, width) in patches.
+        grid: (height, width) or (depth, height, width) in patches.
 
     Returns:
         A tensor of the images' dtype and device that broadcasts to the shape of the images that the operation is for.
     """
-    tensor = operation.tensor.to(images.device, non_blocking=True)
+    tensor, axes, patches = operation.tensor.to(images.device, non_blocking=True), len(grid), math.prod(grid)
     if operation.kind == CONSTANT:
-        return tensor.view(tensor.shape[0], *(1,) * (images.ndim - 4), -1, 1, 1)
-    shape = (tensor.shape[0], *images.shape[1:])
+        return tensor.view(tensor.shape[0], *(1,) * (images.ndim - axes - 2), -1, *(1,) * axes)
     if operation.kind == NOISE:
-        inner = (*images.shape[1:-2], images.shape[-2] // grid[0], images.shape[-1] // grid[1])
+        inner = (*images.shape[1:-axes], *cut(images, grid).shape[-2 * axes + 1 :: 2])
         key = operation.tensor  # where it is: not every device draws numbers
-        drawn: Tensor = torch.ops.gmml_aug.noise(key, grid[0] * grid[1], math.prod(inner), images.dtype)
+        drawn: Tensor = torch.ops.gmml_aug.noise(key, patches, math.prod(inner), images.dtype)
         scaled = scale(drawn.to(images.device, non_blocking=True), operation.mean, operation.std, images.dtype)
-        patches = scaled.view(tensor.shape[0], *grid, *inner)
+        taken = scaled.view(tensor.shape[0], *grid, *inner)
     else:
         origin = {COPY: images, POOL: donors}[operation.kind]
         assert origin is not None, "an operation on a pool comes with donors"
-        cut = origin.unflatten(-1, (grid[1], -1)).unflatten(-3, (grid[0], -1)).movedim((-4, -2), (1, 2))
-        image, place = tensor // (grid[0] * grid[1]), tensor % (grid[0] * grid[1])
-        patches = cut[image, place // grid[1], place % grid[1]]
-    joined: Tensor = patches.movedim((1, 2), (-4, -2)).reshape(shape)
+        at: list[Tensor] = []
+        image, place = tensor // patches, tensor % patches
+        for side in reversed(grid):
+            at.insert(0, place % side)
+            place = place // side
+        taken = cut(origin, grid).movedim(tuple(range(-2 * axes, 0, 2)), tuple(range(1, axes + 1)))[(image, *at)]
+    moved = taken.movedim(tuple(range(1, axes + 1)), tuple(range(-2 * axes, 0, 2)))
+    joined: Tensor = moved.reshape(tensor.shape[0], *images.shape[1:])
     return joined
 
 
@@ -126,7 +136,7 @@ class Merged(NamedTuple):
 
 def merged(operations: Sequence[Operation], images: Tensor, mask: Tensor, fill: Tensor) -> Merged:
     """Return what each image is to have. A field that no operation needs means nothing."""
-    batch, channels = len(images), images.shape[-3]
+    batch, channels = len(images), images.shape[-mask.ndim]
 
     def pick(kinds: Sequence[int], shape: Sequence[int], otherwise: Tensor) -> Tensor:
         picked: Tensor | None = None

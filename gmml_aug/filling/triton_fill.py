@@ -34,29 +34,32 @@ def _normals(draw, cubic_ptr):
 @triton.jit
 def _write_kernel(
     out_ptr, image_ptr, pool_ptr, mask_ptr, kind_ptr, value_ptr, source_ptr, key_ptr, scale_ptr, cubic_ptr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr,
-    PIXELS: tl.constexpr, IMAGE: tl.constexpr, PLANE: tl.constexpr, LINE: tl.constexpr, PIXEL: tl.constexpr,
-    OUT_IMAGE: tl.constexpr, OUT_PLANE: tl.constexpr, OUT_LINE: tl.constexpr, OUT_PIXEL: tl.constexpr, POOL_IMAGE:
-    tl.constexpr, POOL_PLANE: tl.constexpr, POOL_LINE: tl.constexpr, POOL_PIXEL: tl.constexpr, INPLACE: tl.constexpr,
-    SCALED: tl.constexpr, PER_WORD: tl.constexpr, BLOCK: tl.constexpr,
+    DEPTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, THICK: tl.constexpr, HEIGHT: tl.constexpr, WIDTH:
+    tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr, IMAGE: tl.constexpr, PLANE: tl.constexpr, SLICE:
+    tl.constexpr, LINE: tl.constexpr, PIXEL: tl.constexpr, OUT_IMAGE: tl.constexpr, OUT_PLANE: tl.constexpr, OUT_SLICE:
+    tl.constexpr, OUT_LINE: tl.constexpr, OUT_PIXEL: tl.constexpr, POOL_IMAGE: tl.constexpr, POOL_PLANE: tl.constexpr,
+    POOL_SLICE: tl.constexpr, POOL_LINE: tl.constexpr, POOL_PIXEL: tl.constexpr, INPLACE: tl.constexpr, SCALED:
+    tl.constexpr, PER_WORD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     # One program for each patch, so that all that differs from patch to patch is a scalar.
     number = tl.program_id(0)
-    image = (number // (ROWS * COLUMNS)).to(tl.int64)
-    patch = number % (ROWS * COLUMNS)
-    down, across = patch // COLUMNS, patch % COLUMNS
+    image = (number // (DEPTH * ROWS * COLUMNS)).to(tl.int64)
+    patch = number % (DEPTH * ROWS * COLUMNS)
     hidden = tl.load(mask_ptr + number).to(tl.int32)
     kind = tl.load(kind_ptr + image, mask=hidden != 0, other=-1)
-    out_ptr += image * OUT_IMAGE + down * (HEIGHT * OUT_LINE) + across * (WIDTH * OUT_PIXEL)
+    sheet, down, across = patch // (ROWS * COLUMNS), patch // COLUMNS % ROWS, patch % COLUMNS
+    out_ptr += image * OUT_IMAGE + sheet * (THICK * OUT_SLICE) + down * (HEIGHT * OUT_LINE)
+    out_ptr += across * (WIDTH * OUT_PIXEL)
     for begin in range(0, PIXELS, BLOCK):
         e = begin + tl.arange(0, BLOCK)
-        plane, y, x = e // (HEIGHT * WIDTH), e // WIDTH % HEIGHT, e % WIDTH
+        plane, z = e // (THICK * HEIGHT * WIDTH), e // (HEIGHT * WIDTH) % THICK
+        y, x = e // WIDTH % HEIGHT, e % WIDTH
         inside = e < PIXELS
-        target = out_ptr + plane * OUT_PLANE + y * OUT_LINE + x * OUT_PIXEL
-        offset = plane * PLANE + y * LINE + x * PIXEL
+        target = out_ptr + plane * OUT_PLANE + z * OUT_SLICE + y * OUT_LINE + x * OUT_PIXEL
+        offset = plane * PLANE + z * SLICE + y * LINE + x * PIXEL
         if not INPLACE:
             if kind == -1:
-                corner = image * IMAGE + down * (HEIGHT * LINE) + across * (WIDTH * PIXEL)
+                corner = image * IMAGE + sheet * (THICK * SLICE) + down * (HEIGHT * LINE) + across * (WIDTH * PIXEL)
                 tl.store(target, tl.load(image_ptr + corner + offset, mask=inside), mask=inside)
         if kind == _CONSTANT:
             tl.store(target, tl.load(value_ptr + image * CHANNELS + plane % CHANNELS, mask=inside), mask=inside)
@@ -82,33 +85,35 @@ def _write_kernel(
                 tl.store(target, draw.to(out_ptr.dtype.element_ty), mask=inside)
         if kind == _COPY:
             source = tl.load(source_ptr + number)
-            place = source % (ROWS * COLUMNS)
-            corner = source // (ROWS * COLUMNS) * IMAGE
-            corner += place // COLUMNS * (HEIGHT * LINE) + place % COLUMNS * (WIDTH * PIXEL)
+            place = source % (DEPTH * ROWS * COLUMNS)
+            corner = source // (DEPTH * ROWS * COLUMNS) * IMAGE + place // (ROWS * COLUMNS) * (THICK * SLICE)
+            corner += place // COLUMNS % ROWS * (HEIGHT * LINE) + place % COLUMNS * (WIDTH * PIXEL)
             tl.store(target, tl.load(image_ptr + corner + offset, mask=inside), mask=inside)
         if kind == _POOL:
             source = tl.load(source_ptr + number)
-            place = source % (ROWS * COLUMNS)
-            corner = source // (ROWS * COLUMNS) * POOL_IMAGE
-            corner += place // COLUMNS * (HEIGHT * POOL_LINE) + place % COLUMNS * (WIDTH * POOL_PIXEL)
-            theirs = pool_ptr + corner + plane * POOL_PLANE + y * POOL_LINE + x * POOL_PIXEL
+            place = source % (DEPTH * ROWS * COLUMNS)
+            corner = source // (DEPTH * ROWS * COLUMNS) * POOL_IMAGE + place // (ROWS * COLUMNS) * (THICK * POOL_SLICE)
+            corner += place // COLUMNS % ROWS * (HEIGHT * POOL_LINE) + place % COLUMNS * (WIDTH * POOL_PIXEL)
+            theirs = pool_ptr + corner + plane * POOL_PLANE + z * POOL_SLICE + y * POOL_LINE + x * POOL_PIXEL
             tl.store(target, tl.load(theirs, mask=inside), mask=inside)
 
 
-def _strides(images: Tensor) -> tuple[int, int, int, int] | None:
-    """Return how far apart images, planes (channels of frames), lines and pixels are, or None where planes are not."""
+def _strides(images: Tensor, axes: int) -> tuple[int, ...] | None:
+    """Return how far apart images, planes (channels of frames), slices, lines and pixels are; None if planes vary."""
+    steps = images.stride()
+    if axes == 3:
+        return steps
     if images.ndim == 5:
-        if images.shape[1] > 1 and images.shape[2] > 1 and images.stride(1) != images.shape[2] * images.stride(2):
+        if images.shape[1] > 1 and images.shape[2] > 1 and steps[1] != images.shape[2] * steps[2]:
             return None
-        plane = images.stride(2) if images.shape[2] > 1 else images.stride(1)
-        return images.stride(0), plane, images.stride(3), images.stride(4)
-    return images.stride(0), images.stride(1), images.stride(2), images.stride(3)
+        steps = steps[0], steps[2] if images.shape[2] > 1 else steps[1], *steps[3:]
+    return (*steps[:2], 0, *steps[2:])
 
 
-def _reachable(images: Tensor) -> bool:
+def _reachable(images: Tensor, axes: int) -> bool:
     """Tell whether a program can reckon within one image: in 32 bits, and from plane to plane."""
     within = sum((side - 1) * stride for side, stride in zip(images.shape[1:], images.stride()[1:], strict=True))
-    return within < 2**31 and max(images.stride()[1:]) < 2**31 and _strides(images) is not None
+    return within < 2**31 and max(images.stride()[1:]) < 2**31 and _strides(images, axes) is not None
 
 
 @lru_cache(maxsize=16)  # a captured graph goes on reading it
@@ -126,7 +131,7 @@ def takes(
         and images.dtype in _DTYPES
         and pixels >= _LEAST_PIXELS
         and all(operation.kind in KINDS for operation in operations)
-        and all(map(_reachable, (images, out) if donors is None else (images, out, donors)))
+        and all(_reachable(t, mask.ndim - 1) for t in ((images, out) if donors is None else (images, out, donors)))
     )
 
 
@@ -134,7 +139,10 @@ def write(
     images: Tensor, out: Tensor, mask: Tensor, fill: Tensor, operations: Sequence[Operation], donors: Tensor | None
 ) -> None:
     """Write the images into ``out``; see :mod:`gmml_aug.filling`."""
-    rows, columns = mask.shape[1:]
+    axes = mask.ndim - 1
+    grid, sides = ((1,) * (3 - axes) + tuple(shape) for shape in (mask.shape[1:], images.shape[-axes:]))
+    patch = (side // number for side, number in zip(sides, grid, strict=True))
+    shape = dict(zip(("DEPTH", "ROWS", "COLUMNS", "THICK", "HEIGHT", "WIDTH"), (*grid, *patch), strict=True))
     pixels, inplace = images[0].numel() // mask[0].numel(), out is images
     if inplace and any(operation.kind == COPY for operation in operations):
         images = images.clone()  # what is read would be written over
@@ -147,18 +155,17 @@ def write(
             for column, number in enumerate((operation.mean, operation.std)):
                 scales[:, column] = torch.where(fill == i, number, scales[:, column]) if i else number
     pool = images if donors is None else donors
-    names = ("IMAGE", "PLANE", "LINE", "PIXEL")
+    names = ("IMAGE", "PLANE", "SLICE", "LINE", "PIXEL")
     steps = {
         to + name: step
         for to, tensor in (("", images), ("OUT_", out), ("POOL_", pool))
-        for name, step in zip(names, _strides(tensor) or (), strict=True)
+        for name, step in zip(names, _strides(tensor, axes) or (), strict=True)
     }
     block = min(1024, max(8, triton.next_power_of_2(pixels)))
     with on(images.device):
         _write_kernel[(mask.numel(),)](
             out, images, pool, mask.contiguous(), m.kind, m.value, m.source, m.key, scales, _cubics(images.device),
-            ROWS=rows, COLUMNS=columns, HEIGHT=images.shape[-2] // rows,
-            WIDTH=images.shape[-1] // columns, CHANNELS=images.shape[-3], PIXELS=pixels, **steps, INPLACE=inplace,
+            **shape, CHANNELS=images.shape[-axes - 1], PIXELS=pixels, **steps, INPLACE=inplace,
             SCALED=scaled, PER_WORD=8 if images.dtype == torch.uint8 else 4, BLOCK=block, num_warps=max(1, block //
             256), enable_fp_fusion=False,  # torch multiplies and adds one after the other
         )  # fmt: skip

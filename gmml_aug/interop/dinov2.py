@@ -43,6 +43,8 @@ class MaskGenerator:
                 f"every mask has the number of patches it is asked for, so p={corrupt.p:g} has no meaning here; use "
                 "p=1, and ask for 0 patches where an image is to be left alone"
             )
+        if len(corrupt.patch_size) != 2:
+            raise ValueError(f"MaskGenerator draws for images; got a patch_size of three sides, {corrupt.patch_size}")
         self.grid: tuple[int, int] = int(grid[0]), int(grid[1])
         # On the CPU, because collate functions run in worker processes, where there is no accelerator.
         self._corrupt = deepcopy(corrupt).cpu()

@@ -90,6 +90,8 @@ class RandomGroupMask(IntensityAugmentationBase2D):
         self.group_mask: GroupMask = GroupMask(
             patch_size, ratio, fill, group_size=group_size, placement=placement, seed=seed
         )
+        if len(self.group_mask.patch_size) != 2:
+            raise ValueError(f"RandomGroupMask takes images; got a patch_size of three sides, {patch_size}")
         self._mask: Tensor | None = None
 
     @property
