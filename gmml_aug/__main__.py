@@ -97,6 +97,8 @@ def _preview(arguments: argparse.Namespace) -> None:
         "placement": arguments.placement,
         "seed": arguments.seed,
     }
+    if len(arguments.patch_size) > 2:
+        arguments.error("--patch-size is one number of pixels, or a pair (height, width)")
     if len(set(fills)) < len(fills):
         arguments.error(f"--fill {' '.join(fills)} names one fill twice")
     if "alien" in fills and len(photos) == 1:

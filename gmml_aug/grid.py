@@ -15,8 +15,10 @@ def grid_size(sides: Sequence[int], patch_size: Sequence[int]) -> tuple[int, ...
     Raises:
         ValueError: a side is not a positive multiple of the patch.
     """
-    for name, side, patch in zip(("depth", "height", "width")[-len(patch_size) :], sides, patch_size, strict=True):
+    grid = []
+    for i, (side, patch) in enumerate(zip(sides, patch_size, strict=True)):
         if side == 0 or side % patch:
+            name = ("depth", "height", "width")[i - len(patch_size)]
             lower, upper = side // patch * patch, -(-max(side, 1) // patch) * patch
             nearest = f"{lower} or {upper}" if lower else f"{upper}"
             channels = "; channels come before height and width" if sides[-1] in (1, 3, 4) and sides[-2] > 4 else ""
@@ -24,7 +26,8 @@ def grid_size(sides: Sequence[int], patch_size: Sequence[int]) -> tuple[int, ...
                 f"the image's {name} is {side} pixels, which is not a multiple of the patch's {patch}; "
                 f"resize, crop or pad it to {nearest}, or choose another patch_size{channels}"
             )
-    return tuple(side // patch for side, patch in zip(sides, patch_size, strict=True))
+        grid.append(side // patch)
+    return tuple(grid)
 
 
 def is_int(value: object) -> bool:

@@ -208,7 +208,7 @@ def of_ratio(patches: int, ratio: Any, p: float = 1.0) -> Numbers:
 
 @given(st.integers(1, 4096), st.floats(0, 1))
 def test_a_fixed_ratio_counts_as_python_rounds(patches: int, ratio: float) -> None:
-    assert sequential.count(5, of_ratio(patches, (ratio, ratio)), []) == round(ratio * patches)
+    assert sequential.count(5, of_ratio(patches, (ratio, ratio)), [], 0) == round(ratio * patches)
 
 
 def test_a_tie_within_a_range_goes_to_the_even_count() -> None:

@@ -15,6 +15,12 @@ from ..rng import word
 from . import Samples, sequential
 
 _LEAST = 2**14  # patches that are worth a thread of their own
+_NO_LIMITS, _NO_VALID = np.empty(0, np.int64), np.empty(0, np.bool_)
+
+
+@lru_cache(maxsize=256)
+def _array(numbers: tuple[int, ...]) -> Any:
+    return np.array(numbers, np.int64)
 
 
 @lru_cache(maxsize=1)
@@ -25,12 +31,12 @@ def _loop() -> Any:
     word_ = compiled(word, u64(u64, u64))
     halves = compiled(sequential.halves, pair(u64, i64), word_)
     span = compiled(sequential.span, pair(u64, i64, i64, i64, i64, i64), halves)
-    count = compiled(sequential.count, i64(u64, numbers, longs), halves)
+    count = compiled(sequential.count, i64(u64, numbers, longs, i64), halves)
     smallest = compiled(sequential.smallest, i64(longs, i64, i64))
     drawn = (types.boolean[::1], types.int32[::1])
     choice = compiled(sequential.entry, i64(i64, longs))
     asked = numbers, longs, longs, types.boolean[::1]
-    hide = compiled(sequential.hide, types.void(u64, *asked, *drawn, longs), halves, span, choice, count, smallest)
+    hide = compiled(sequential.hide, types.void(u64, *asked, i64, *drawn, longs), halves, span, choice, count, smallest)
     arguments = (i64, i64, longs, i64, i64, i64, numbers, longs, *asked[1:], longs, longs, longs, *drawn, longs)
     return compiled(sequential.draw_images, types.void(*arguments), word_, halves, hide)
 
@@ -49,11 +55,11 @@ def draw(root: int, samples: Samples, settings: Settings) -> MaskPlan:
     mask, group = (np.empty((*samples.batch, *settings.grid), kind) for kind in (np.bool_, np.int32))
     index = np.empty(0, np.int64) if samples.named is None else samples.named.contiguous().numpy()
     to = [field.reshape(-1) for field in (*heads, mask, group)]
-    limits, valid = np.empty(0, np.int64), np.empty(0, np.bool_)
+    limits, valid = _NO_LIMITS, _NO_VALID
     if samples.valid is not None:
         limits, valid = (t.reshape(-1).numpy() for t in (settings.limits(samples.valid), samples.valid))
 
-    tables = [np.array(numbers, np.int64) for numbers in (settings.shares(), settings.table())]
+    tables = _array(settings.shares()), _array(settings.table())
 
     def work(begin: int, end: int) -> None:
         loop(root, samples.first, index, begin, end, batch, n, *tables, limits, valid, *to, np.empty(patches, np.int64))

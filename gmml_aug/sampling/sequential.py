@@ -50,11 +50,12 @@ def entry(draw: int, table: Sequence[int]) -> int:
     return low * ENTRY
 
 
-def count(key: int, n: Numbers, limits: Sequence[int]) -> int:
+def count(key: int, n: Numbers, limits: Sequence[int], image: int) -> int:
     """Return how many patches an image hides: round(ratio * patches), half to even; 0 where p leaves it alone."""
     start, stop, least, most = n.start, n.stop, n.least, n.most
     if len(limits) > 0:
-        start, stop, least, most = limits[0], limits[1], limits[2], limits[3]
+        i = 4 * image
+        start, stop, least, most = limits[i], limits[i + 1], limits[i + 2], limits[i + 3]
     for_ratio, for_p = halves(key, COUNT_SLOT)
     if for_p >= n.p:
         return 0
@@ -83,49 +84,50 @@ def hide(
     table: Sequence[int],
     limits: Sequence[int],
     valid: Sequence[int],
+    image: int,
     mask: MutableSequence[int],
     group: MutableSequence[int],
     order: MutableSequence[int],
 ) -> None:
     """Write which patches of one image are hidden, and by which group: -1 = visible."""
-    left, k, patches, wide = count(key, n, limits), 0, n.depth * n.rows * n.columns, n.wide
+    depth, height, width, wide = n.depth, n.rows, n.columns, n.wide
+    left, k, patches, axes, inside = count(key, n, limits, image), 0, depth * height * width, n.axes, n.inside
     slices, rows, columns = (table[1], table[2]), (table[3], table[4]), (table[5], table[6])
     total, invert = patches, n.invert > 0 and left > 0
     for place in range(patches):
         group[place] = -1
-    for place in range(len(valid)):
-        if not valid[place]:
+    limited = patches if len(valid) > 0 else 0
+    for place in range(limited):
+        if not valid[image * patches + place]:
             group[place] = -2  # until the end, so that no group takes it
             total -= 1
     if invert:  # what the groups cover stays visible
         left = total - left
     while left > 0 and k < n.rectangles:
-        slot, front, back = RECTANGLE_SLOT + n.axes * k, 0, 1
+        slot, front, back = RECTANGLE_SLOT + axes * k, 0, 1
         if len(table) > ENTRY:
             e = entry(halves(key, slot)[0], table)
-            slices, rows, columns = (
-                (table[e + 1], table[e + 2]),
-                (table[e + 3], table[e + 4]),
-                (table[e + 5], table[e + 6]),
-            )
-        if n.axes == 3:
-            front, back = span(key, slot, slices[0], slices[1], n.depth, n.inside)
+            slices, rows = (table[e + 1], table[e + 2]), (table[e + 3], table[e + 4])
+            columns = (table[e + 5], table[e + 6])
+        if axes == 3:
+            front, back = span(key, slot, slices[0], slices[1], depth, inside)
             slot += 1
-        top, bottom = span(key, slot, rows[0], rows[1], n.rows, n.inside)
-        first, last = span(key, slot + 1, columns[0], columns[1], n.columns, n.inside)
+        top, bottom = span(key, slot, rows[0], rows[1], height, inside)
+        first, last = span(key, slot + 1, columns[0], columns[1], width, inside)
         # As many columns whatever the group's width, and no branch on a patch: a processor that guesses wrong half of
         # the time loses a quarter of it (14x14, half hidden, compiled: 1.06 us a mask instead of 1.39).
-        edge = min(first, n.columns - wide)
-        for sheet in range(front * n.rows, back * n.rows, n.rows):
-            for row in range(sheet + top, sheet + bottom):
+        edge = min(first, width - wide)
+        first, last = first - edge, last - edge
+        for sheet in range(front, back):
+            for row in range(sheet * height + top, sheet * height + bottom):
+                begin = row * width + edge
                 for i in range(wide):
-                    place = row * n.columns + edge + i
-                    new = (group[place] == -1) & (i >= first - edge) & (i < last - edge)
-                    group[place] = k if new else group[place]  # a patch belongs to the first group that covers it
+                    new = (group[begin + i] == -1) & (i >= first) & (i < last)
+                    group[begin + i] = k if new else group[begin + i]  # a patch belongs to the first that covers it
                     left -= new
         if left < 0:  # the last group is cut, at its beginning or at its end
             backwards = halves(key, CUT_SLOT)[0] >> 31
-            place = (front * n.rows + top) * n.columns if backwards else ((back - 1) * n.rows + bottom) * n.columns - 1
+            place = (front * height + top) * width if backwards else ((back - 1) * height + bottom) * width - 1
             while left < 0:
                 if group[place] == k:
                     group[place] = -1
@@ -143,7 +145,7 @@ def hide(
             group[place] = n.rectangles + place if order[i] <= last else -1
     for place in range(patches):
         mask[place] = group[place] >= 0
-    for place in range(patches if invert else len(valid)):
+    for place in range(patches if invert else limited):
         if invert:
             mask[place] = group[place] == -1
             group[place] = 0
@@ -183,7 +185,7 @@ def draw_images(
         fills[i] = fill
         donors[i] = (i + 1 + (for_donor * (batch - 1) >> 32)) % batch if batch > 1 else -1
         here = slice(i * n.depth * n.rows * n.columns, (i + 1) * n.depth * n.rows * n.columns)
-        hide(key, n, table, limits[4 * i : 4 * i + 4], valid[here], mask[here], group[here], order)
+        hide(key, n, table, limits, valid, i, mask[here], group[here], order)
 
 
 def takes(root: object, samples: Samples, settings: Settings) -> bool:
