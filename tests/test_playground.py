@@ -32,6 +32,7 @@ def cases(draw: st.DrawFn) -> tuple[str, int, dict[str, Any]]:
     group_size = draw(st.one_of(st.none(), st.just([1, 1]), st.tuples(sides, sides).map(sorted)))
     placement = draw(st.sampled_from(["uniform", "inside"]))
     options = {"rows": rows, "columns": columns, "ratio": ratio, "groupSize": group_size, "placement": placement}
+    options["invert"] = draw(st.booleans())
     return str(draw(st.integers(-(2**63), 2**64 - 1))), draw(st.integers(0, 2**40)), options
 
 
@@ -46,7 +47,9 @@ def test_the_same_groups_as_python(asked: list[tuple[str, int, dict[str, Any]]])
     )
     for (seed, index, options), group in zip(asked, json.loads(done.stdout), strict=True):
         ratio, group_size = tuple(options["ratio"]), options["groupSize"] and tuple(options["groupSize"])
-        corrupt = GroupMask(1, ratio, group_size=group_size, placement=options["placement"], seed=int(seed))
+        corrupt = GroupMask(
+            1, ratio, group_size=group_size, placement=options["placement"], invert=options["invert"], seed=int(seed)
+        )
         plan = corrupt.sample((1, 1, options["rows"], options["columns"]), index=torch.tensor([index]))
         assert plan.group.flatten().tolist() == group, (seed, index, options)
 

@@ -164,7 +164,7 @@ def test_every_page_at_two_widths(browser: Any, site: Path, server: str) -> None
         {"grid": 20, "low": 0.2, "high": 0.2, "seed": 5, "index": 7},
         {"smallest": 1, "largest": 1, "inside": True, "seed": 99},
         {"grid": 8, "smallest": 2, "largest": 6, "inside": True, "low": 0.9, "high": 1, "index": 42},
-        {"grid": 32, "low": 0, "high": 1, "inverted": True, "seed": 1},
+        {"grid": 32, "low": 0, "high": 1, "invert": True, "seed": 1},
     ],
 )
 def test_the_playground_draws_the_masks_of_python(browser: Any, server: str, moved: dict[str, Any]) -> None:
@@ -178,6 +178,7 @@ def test_the_playground_draws_the_masks_of_python(browser: Any, server: str, mov
         (asked["low"], asked["high"]),
         group_size=(asked["smallest"], asked["largest"]),
         placement="inside" if asked.get("inside") else "uniform",
+        invert=asked.get("invert", False),
         seed=asked["seed"],
     )
     shape = (1, 3, 16 * asked["grid"], 16 * asked["grid"])

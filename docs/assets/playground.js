@@ -86,17 +86,18 @@ function count(key, patches, [low, high]) {
 /**
  * Returns the number of the group that hides each patch of a sample, row by row; -1 = visible.
  *
- * options: rows, columns, ratio [low, high], groupSize [low, high] or null, placement "uniform" or "inside".
+ * options: rows, columns, ratio [low, high], groupSize [low, high] or null, placement "uniform" or "inside", invert.
  */
-function draw(seed, index, { rows, columns, ratio, groupSize, placement }) {
+function draw(seed, index, { rows, columns, ratio, groupSize, placement, invert }) {
   const patches = rows * columns, inside = placement === "inside", group = new Array(patches).fill(-1);
   const key = word(word(BigInt(seed) & LOW_64, 1n), BigInt(index));
   const heights = groupSize ?? [1, Math.max(1, Math.floor((rows * 3) / 10))];
   const widths = groupSize ?? [1, Math.max(1, Math.floor((columns * 3) / 10))];
-  let rectangles = 0, left = count(key, patches, ratio);
-  if (round(ratio[0] * patches) < patches) {
-    rectangles = rectanglesNeeded(rows, columns, round(ratio[1] * patches), heights, widths, inside);
-  }
+  const counts = ratio.map((share) => round(share * patches));
+  const [fewest, largest] = invert ? [patches - counts[1], patches - counts[0]] : counts;
+  const rectangles = fewest < patches ? rectanglesNeeded(rows, columns, largest, heights, widths, inside) : 0;
+  const hidden = count(key, patches, ratio);
+  let left = invert && hidden > 0 ? patches - hidden : hidden; // inverted, the groups are what stays visible
   for (let k = 0; left > 0 && k < rectangles; k++) {
     const slot = RECTANGLE_SLOT + 2n * BigInt(k);
     const [top, bottom] = span(key, slot, heights, rows, inside);
@@ -122,7 +123,7 @@ function draw(seed, index, { rows, columns, ratio, groupSize, placement }) {
     order.sort((a, b) => a[0] - b[0] || a[1] - b[1]);
     for (const [, place] of order.slice(0, left)) group[place] = rectangles + place;
   }
-  return group;
+  return invert && hidden > 0 ? group.map((number) => (number < 0 ? 0 : -1)) : group;
 }
 
 // The page.
@@ -152,7 +153,7 @@ function start(root) {
     inputs[name] = Object.assign(document.createElement("input"), { type: "range", name, min, max, step, value });
     outputs[name] = row(label, inputs[name]);
   }
-  for (const [name, label] of [["inside", "placement: inside the grid"], ["inverted", "cover what is visible instead"]]) {
+  for (const [name, label] of [["inside", "placement: inside the grid"], ["invert", "invert: the groups stay visible"]]) {
     inputs[name] = Object.assign(document.createElement("input"), { type: "checkbox", name });
     row(label, inputs[name]);
   }
@@ -166,20 +167,20 @@ function start(root) {
     const placement = inputs.inside.checked ? "inside" : "uniform";
     const options = {
       rows: grid, columns: grid, ratio: [value("low"), value("high")],
-      groupSize: [value("smallest"), value("largest")], placement,
+      groupSize: [value("smallest"), value("largest")], placement, invert: inputs.invert.checked,
     };
     const group = draw(value("seed"), value("index"), options);
     root.dataset.mask = group.map((number) => (number < 0 ? 0 : 1)).join("");
-    paint(canvas, photo, group, grid, inputs.inverted.checked);
+    paint(canvas, photo, group, grid);
     const hidden = group.filter((number) => number >= 0), share = ((100 * hidden.length) / group.length).toFixed(1);
     document.getElementById("figures").textContent =
-      `${hidden.length} of ${group.length} patches are hidden (${share} %), by ${new Set(hidden).size} groups.`;
+      `${hidden.length} of ${group.length} patches are hidden (${share} %).`;
     code.textContent = `import torch
 from gmml_aug import GroupMask
 
 corrupt = GroupMask(
     patch_size=16, ratio=(${value("low")}, ${value("high")}), group_size=(${value("smallest")}, ${value("largest")}),
-    placement="${placement}", seed=${value("seed")},
+    placement="${placement}", invert=${inputs.invert.checked ? "True" : "False"}, seed=${value("seed")},
 )
 plan = corrupt.sample((1, 3, ${16 * grid}, ${16 * grid}), index=torch.tensor([${value("index")}]))
 print(plan.mask.int())
@@ -192,13 +193,13 @@ print(plan.mask.int())
 }
 
 /** Paints the photograph, and a colour for each group over what is hidden. */
-function paint(canvas, photo, group, grid, inverted) {
+function paint(canvas, photo, group, grid) {
   const context = canvas.getContext("2d"), side = canvas.width;
   context.drawImage(photo, 0, 0, side, side);
   group.forEach((number, place) => {
-    if (number >= 0 === inverted) return;
+    if (number < 0) return;
     const edge = (i) => Math.round((i * side) / grid), x = place % grid, y = Math.floor(place / grid);
-    context.fillStyle = inverted ? "#444" : `hsl(${(number * 137) % 360} 25% 45%)`;
+    context.fillStyle = `hsl(${(number * 137) % 360} 25% 45%)`;
     context.fillRect(edge(x), edge(y), edge(x + 1) - edge(x), edge(y + 1) - edge(y));
   });
 }
