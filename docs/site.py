@@ -4,7 +4,8 @@
 - A link to a file that is no page shows that file, below ``source/``: images and JSON as they are, all else as a page.
   Behind the name of a Python file ``#name`` is the function or class of that name.
 - Docstrings lose the roles before names, as in :class:`str`.
-- The pictures in ``gallery/`` are drawn by the code that stands below each of them.
+- The pictures in ``gallery/`` are drawn by the code that stands below each of them. It may name ``images``, ``clips``,
+  ``spectrograms``, and for each patch of the images ``attention``, ``green`` and ``valid``.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import griffe
 import torch
+import torch.nn.functional as F
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -56,7 +58,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             files.append(File.generated(config, uri, content=(ROOT / path).read_bytes()))
         else:
             files.append(File.generated(config, uri, content=source_page(ROOT / path, path)))
-    for name, picture in drawn(written["index.md"]).items():
+    for name, picture in drawn(written["index.md"] + written["strategies.md"]).items():
         files.append(File.generated(config, f"gallery/{name}.jpg", content=picture))
     return files
 
@@ -161,7 +163,7 @@ def source_page(path: Path, name: str) -> str:
 
 
 def drawn(page: str) -> dict[str, bytes]:
-    """Return the gallery's pictures: what the code below each of them makes of scikit-image's photographs."""
+    """Return the pictures of pages: what the code below each of them makes of scikit-image's photographs."""
     sys.path.insert(0, str(ROOT / "examples"))
     import own_fill
 
@@ -170,13 +172,31 @@ def drawn(page: str) -> dict[str, bytes]:
     photographs = torch.stack(
         [to_square(getattr(data, name)()) for name in ("chelsea", "coffee", "astronaut", "rocket")]
     )
-    normalised = (photographs - MEAN) / STD
+    names["images"] = images = (photographs - MEAN) / STD
+    names["clips"] = torch.stack([images.roll(6 * t, 3) for t in range(16)], 1)
+    names["spectrograms"] = spectrograms().expand(-1, 3, -1, -1)
+    names["attention"] = F.avg_pool2d(images.mean(1), 16)  # the bright patches stand for what a network looks at
+    noise = torch.randn(4, 1, 14, 14, generator=torch.Generator().manual_seed(0))
+    names["green"] = (F.avg_pool2d(noise, 3, 1, 1) - F.avg_pool2d(noise, 7, 1, 3))[:, 0]
+    names["valid"] = (torch.arange(14).view(14, 1) + torch.arange(14) > 9).repeat(4, 1, 1)  # a corner has no data
     pictures = {}
     for name, code in CARD.findall(page):
-        images = eval(code, names)(normalised).images * STD + MEAN
-        pictures[name] = jpeg(torch.cat([*images[:2]], 2))
+        made = eval(code, names)
+        shown: Tensor = (made(images) if isinstance(made, gmml_aug.GroupMask) else made).images
+        shown = shown[0, ::15] if shown.dim() == 5 else shown[:2]
+        pictures[name] = jpeg(torch.cat([*(shown * STD + MEAN)], 2))
     pictures["photograph"] = jpeg(photographs[0])
     return pictures
+
+
+def spectrograms() -> Tensor:
+    """Return those of two made-up sounds, a rising tone and a trill: ``(2, 1, 224, 224)``, time to the right."""
+    time = torch.arange(224 * 64) / (224 * 64)
+    pitch = torch.stack([20 + 60 * time, 40 + 12 * (30 * time).sin()])
+    overtones = [(2 * torch.pi * n * pitch / 1024).cumsum(1).sin() / n for n in (1, 2, 3, 4)]
+    sound, window = torch.stack(overtones).sum(0), torch.hann_window(1024)
+    heights = torch.stft(sound, 1024, 64, window=window, return_complex=True).abs()[:, :224, :224].add(0.1).log()
+    return ((heights - heights.mean()) / heights.std()).flip(1)[:, None]
 
 
 def jpeg(image: Tensor) -> bytes:
