@@ -337,6 +337,17 @@ def test_bars_reach_from_end_to_end(placement: Any) -> None:
     assert often.max() / often.min() < 1.3
 
 
+@pytest.mark.parametrize("name", DRAWING)
+@pytest.mark.parametrize("place", range(4))
+def test_what_reaches_from_end_to_end_may_stand_anywhere_among_the_sizes(name: str, place: int) -> None:
+    each = [(2, 3), (1, 2), (3, 1)]
+    each.insert(place, (1, 0))
+    flat, root = tuple(side for size in each for side in size), 5
+    what = Settings((5, 9), (0.3, 0.6), flat, False, 1.0, (1.0,), size_weights=(1.0,) * 4)
+    drawn = DRAWING[name].draw(root, Samples((40,), DEVICES[name]), what)
+    assert equal(sequential.draw(root, Samples((40,), CPU), what), drawn)
+
+
 def test_block_sizes_are_those_of_the_law() -> None:
     """Beside so many draws of areas and aspect ratios."""
     generator, number, grid = torch.Generator().manual_seed(0), 400_000, (14, 11)

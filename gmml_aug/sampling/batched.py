@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import rng
 from ..plan import MaskPlan, Numbers, Settings
-from ..shapes import WORD
+from ..shapes import ENTRY, WORD
 from . import Samples, table_on
 
 _CPU_CELLS = 2**17  # int64 cells that one step of a batch may use on a CPU: its tensors then stay in the caches
@@ -108,7 +108,7 @@ def _bit_sets(key: Tensor, n: Numbers, numbers: tuple[int, ...]) -> list[Tensor]
     smallest = (low << 32) + sizes * 2**31  # and half of the sizes, for a signed draw
     size = (word >> 32).mul_(sizes).add_(smallest).bitwise_right_shift_(32)  # the upper half, signed
     place = word.bitwise_and_(2**32 - 1)
-    if 0 in numbers[2::2]:  # from end to end: the middle one of all places
+    if any(0 in numbers[i::ENTRY] for i in (2, 4, 6)):  # from end to end: the middle one of all places
         place.masked_fill_(sizes == 0, 2**31)
     if n.inside:
         first = place.mul_(spans.bound - size).bitwise_right_shift_(32).add_(spans.begin)
