@@ -160,6 +160,19 @@ def test_where_all_patches_are_valid_the_masks_are_those_of_the_sample() -> None
     assert all(map(torch.equal, plan, corrupt.sample((200, 1, 14, 14), index=index, valid=everywhere)))
 
 
+@pytest.mark.parametrize("names", SETTINGS)
+@pytest.mark.parametrize("batch", [0, 2, 100])
+def test_valid_patches_may_lie_anyhow_in_memory(names: str, batch: int) -> None:
+    """Such as one set of them for the whole batch, or none for a batch of none."""
+    corrupt, index = GroupMask(1, 0.5, seed=0), torch.arange(batch)
+    for valid in (random_mask(14, 14).expand(batch, 14, 14), random_mask(14, 14, batch).movedim(2, 0)):
+        with run_by(names):
+            mask = corrupt.sample((batch, 1, 14, 14), index=index, valid=valid).mask
+            assert torch.equal(mask, corrupt.sample((batch, 1, 14, 14), index=index, valid=valid.contiguous()).mask)
+        assert mask.shape == valid.shape
+        assert not (mask & ~valid).any()
+
+
 def test_valid_patches_that_do_not_fit_are_refused_untouched() -> None:
     corrupt, images, valid = GroupMask(8, seed=0), torch.zeros(4, 3, 32, 32), torch.ones(4, 4, 4, dtype=torch.bool)
     for call in (corrupt, corrupt.sample):

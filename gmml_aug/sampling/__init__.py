@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Sequence
@@ -139,7 +140,7 @@ def _draw(call: Call) -> MaskPlan:
                 # A counter in host memory enters as a kernel's argument, so it costs no copy to an accelerator.
                 first = int(counter) if "cpu" in (device.type, counter.device.type) else counter.to(device, copy=True)
             counter.add_(number)
-    valid = None if call.valid is None else call.valid.to(device).reshape(number, -1)
+    valid = None if call.valid is None else call.valid.to(device).contiguous().view(number, math.prod(call.grid))
     plan: MaskPlan = run(BACKENDS, "draw", device, root, Samples(call.batch, device, first, named, valid), settings)
     return plan
 
