@@ -46,7 +46,7 @@ def from_scores(
     if scores.ndim < 2:
         raise ValueError(f"scores are (B, gh, gw), or (gh, gw) for one image; got {tuple(scores.shape)}")
     batch = scores.shape[:1] if scores.ndim > 2 else ()
-    flat = scores.reshape(*(batch or (1,)), -1)
+    flat = scores.flatten(1) if batch else scores.reshape(1, -1)
     images, patches = flat.shape
     if is_int(count):
         if not 0 <= count <= patches:
@@ -54,6 +54,9 @@ def from_scores(
     elif not isinstance(count, Tensor) or count.dtype != torch.int64 or count.shape != batch:
         what = f"{count.dtype} {tuple(count.shape)}" if isinstance(count, Tensor) else repr(count)
         raise TypeError(f"count is an int, or an int64 tensor of shape {tuple(batch)}; got {what}; round it by int()")
+    if isinstance(count, Tensor) and count.device != scores.device:
+        there = str(scores.device)
+        raise ValueError(f"count is on {count.device}, not on {there}; move it by count.to({there!r})")
     if not is_int(seed):
         raise TypeError(f"seed is an int; got {seed!r}")
     number = torch.arange(images, device=scores.device) if index is None else as_index(index, batch).to(scores.device)

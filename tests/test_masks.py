@@ -270,6 +270,14 @@ def test_equal_scores_fall_to_a_seed_and_an_index_alone() -> None:
     assert (often - 0.5).abs().max() < 5 * 0.5 / math.sqrt(20_000)  # five standard errors; the seed is fixed
 
 
+def test_no_scores_hide_nothing() -> None:
+    empty = torch.zeros(0, 4, 4)
+    for count in (3, torch.zeros(0, dtype=torch.int64)):
+        for valid in (None, empty > 0):
+            mask = from_scores(empty, count, valid)
+            assert (mask.shape, mask.dtype) == (empty.shape, torch.bool)
+
+
 @pytest.mark.slow
 def test_scores_compile_once_and_are_not_waited_for() -> None:
     from torch._dynamo.testing import CompileCounter
@@ -299,6 +307,11 @@ def test_scores_compile_once_and_are_not_waited_for() -> None:
         ((torch.zeros(2, 2), 1.0), TypeError, r"got 1.0; round it by int\(\)"),
         ((torch.zeros(3, 2, 2), torch.zeros(2, dtype=torch.int64)), TypeError, r"shape \(3,\); got torch.int64 \(2,\)"),
         ((torch.zeros(3, 2, 2), torch.zeros(3)), TypeError, "got torch.float32"),
+        (
+            (torch.zeros(1, 2, 2), torch.zeros(1, dtype=torch.int64, device="meta")),
+            ValueError,
+            r"count is on meta, not on cpu; move it by count.to\('cpu'\)",
+        ),
         ((torch.zeros(2, 2), 1, torch.zeros(2, 2)), TypeError, "valid is a bool tensor"),
         ((torch.zeros(2, 2), 1, torch.zeros(1, 2, dtype=torch.bool)), ValueError, r"shape \(2, 2\)"),
     ],
