@@ -197,8 +197,10 @@ def as_index(index: Tensor | int, batch: Sequence[int]) -> Tensor:
 def as_patches(name: str, patches: object, shape: Sequence[int], device: torch.device) -> Tensor:
     """Return a mask of the caller's, of this shape and device."""
     if not isinstance(patches, Tensor) or patches.dtype != torch.bool:
-        got = patches.dtype if isinstance(patches, Tensor) else type(patches).__name__
-        raise TypeError(f"{name} is a bool tensor, one value for each patch; got {got}; convert it, as by {name} > 0")
+        got, way = type(patches).__name__, f"torch.as_tensor({name})"
+        if isinstance(patches, Tensor):
+            got, way = str(patches.dtype), f"{name} > 0"
+        raise TypeError(f"{name} is a bool tensor, one value for each patch; got {got}; convert it, as by {way}")
     if patches.shape != tuple(shape):
         raise ValueError(f"{name} has a value for each patch, shape {tuple(shape)}; got {tuple(patches.shape)}")
     if patches.device != device:

@@ -199,10 +199,13 @@ def _numbers(settings: Settings) -> Numbers:
     if fewest < patches:  # otherwise all are hidden (or visible), and none needs an order
         rectangles = rectangles_needed((depth, rows, columns), largest, table, inside, limited)
     if rectangles // WORD * patches > _MOST_CELLS:
+        many = f"up to {largest} of {patches} patches in groups of these sizes"
+        other = " another ratio or"
+        if limited:  # whatever the ratio, the valid patches may be those that groups cover last
+            many, other = f"groups of these sizes that are to reach any of the {patches} patches, with valid=,", " or"
         raise ValueError(
-            f"up to {largest} of {patches} patches in groups of these sizes take some {rectangles} groups an "
-            "image, which is more than fits; use larger groups, another ratio or a larger patch_size, or "
-            "single patches by group_size=(1, 1)"
+            f"{many} take some {rectangles} groups an image, which is more than fits; use larger groups,{other} a "
+            "larger patch_size, or single patches by group_size=(1, 1)"
         )
     start, stop = (round(share * patches * 2**16) for share in ratio)
     wide = max(low + max(sizes - 1, 0) for low, sizes in zip(table[5::ENTRY], table[6::ENTRY], strict=True))

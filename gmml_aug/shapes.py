@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import numbers
 from functools import lru_cache
 
 import torch
@@ -71,8 +72,11 @@ def block_sizes(
         >>> GroupMask(16, ratio=0.4, group_size=block_sizes((14, 14)))
     """
     for name, pair in (("grid", grid), ("area", area), ("aspect", aspect)):
-        if not isinstance(pair, (tuple, list)) or len(pair) != 2 or (name == "grid" and not all(map(is_int, pair))):
+        fits = is_int if name == "grid" else lambda number: isinstance(number, numbers.Real)
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(map(fits, pair)):
             raise TypeError(f"{name} is a pair of {'ints' if name == 'grid' else 'numbers'}; got {pair!r}")
+    if min(grid) < 1:
+        raise ValueError(f"grid is (height, width) with at least 1 patch a side; got {tuple(grid)}")
     if not (0 < area[0] <= area[1] <= 1 and 0 < aspect[0] <= aspect[1] < math.inf):
         raise ValueError(f"area is (low, high) in (0, 1], and aspect above 0; got {tuple(area)} and {tuple(aspect)}")
     rows, columns = grid

@@ -85,7 +85,7 @@ def test_a_given_mask_serves_all_images_of_a_sample() -> None:
     ("mask", "error", "words"),
     [
         (torch.zeros(4, 4, 4), TypeError, r"bool tensor.*got torch.float32; convert it, as by mask > 0"),
-        ([[True]], TypeError, "got list"),
+        ([[True]], TypeError, r"got list; convert it, as by torch.as_tensor\(mask\)"),
         (torch.zeros(4, 4, 5, dtype=torch.bool), ValueError, r"shape \(4, 4, 4\); got \(4, 4, 5\)"),
         (torch.zeros(4, 4, dtype=torch.bool), ValueError, r"shape \(4, 4, 4\); got \(4, 4\)"),
         (torch.zeros(4, 4, 4, dtype=torch.bool, device="meta"), ValueError, r"is on meta.*mask.to\('cpu'\)"),
@@ -185,6 +185,14 @@ def test_valid_patches_that_do_not_fit_are_refused_untouched() -> None:
     assert corrupt.counter == 0
     with pytest.raises(ValueError, match="valid cannot be mapped by vmap"):
         torch.func.vmap(lambda some, valid: corrupt(some, valid=valid))(images[None], valid[None])
+
+
+def test_groups_too_small_for_so_many_valid_patches_are_refused_with_what_helps() -> None:
+    """Another ratio would not: whatever it is, the patches that are valid may be any."""
+    corrupt, valid = GroupMask(1, 0.5, group_size=(1, 4)), torch.ones(1, 256, 256, dtype=torch.bool)
+    corrupt.sample((1, 1, 256, 256))
+    with pytest.raises(ValueError, match=r"of the 65536 patches.*with valid=.*; use larger groups, or a larger patch"):
+        corrupt.sample((1, 1, 256, 256), valid=valid)
 
 
 @pytest.mark.slow

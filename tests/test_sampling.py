@@ -374,6 +374,8 @@ def test_block_sizes_are_those_of_the_law() -> None:
         (((14, 14), (0, 0.3)), ValueError, r"area is .* in \(0, 1\]"),
         (((14, 14), (0.3, 0.1)), ValueError, "area is"),
         (((14, 14), (0.1, 0.3), (0, 1)), ValueError, "aspect above 0"),
+        (((-1, 4),), ValueError, r"grid is .* at least 1 patch a side; got \(-1, 4\)"),
+        (((4, 4), ("a", "b")), TypeError, r"area is a pair of numbers; got \('a', 'b'\)"),
         (((4, 4), (1, 1)), ValueError, r"no block .* within a grid of \(4, 4\)"),
     ],
 )
