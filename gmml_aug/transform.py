@@ -83,7 +83,6 @@ class GroupMask(State):
     patch_size: tuple[int, ...]
     fills: tuple[Fill, ...]
     weights: tuple[float, ...]
-    group_size: Any
     seed: int | None
     inplace: bool
 
@@ -103,12 +102,21 @@ class GroupMask(State):
         super().__init__(inputs.as_ratio(ratio), inputs.as_share("p", p), inputs.as_seed(seed))
         self.patch_size = as_patch_size(patch_size)
         self.fills, self.weights = weighted(fill)
-        self.group_size, self._sizes = inputs.as_group_size(group_size, len(self.patch_size))
+        self.group_size = group_size
         if placement not in ("uniform", "inside"):
             raise ValueError(f"placement is 'uniform' or 'inside'; got {placement!r}")
         self.placement = placement
         self.invert = inputs.as_flag("invert", invert)
         self.inplace = inputs.as_flag("inplace", inplace)
+
+    @property
+    def group_size(self) -> Any:
+        """The sizes of groups, as they were given. They may be set."""
+        return self.__dict__["_group_size"]
+
+    @group_size.setter
+    def group_size(self, group_size: inputs.GroupSize) -> None:
+        self.__dict__["_group_size"], self._sizes = inputs.as_group_size(group_size, len(self.patch_size))
 
     @overload
     def forward(

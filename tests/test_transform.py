@@ -464,3 +464,16 @@ def test_a_batch_of_one_has_no_other_donor() -> None:
     with pytest.raises(ValueError, match="batch of one"):
         corrupt.owner(plan)
     assert (GroupMask(8, 0.5, "noise").owner(plan) == 0).all()
+
+
+def test_a_group_size_that_is_set_later_is_drawn_and_checked() -> None:
+    index = torch.arange(3)
+    corrupt, other = (GroupMask(1, 0.5, group_size=size, seed=0) for size in (None, {(1, 2): 1, (3, 1): 2}))
+    corrupt.group_size = {(1, 2): 1, (3, 1): 2}
+    assert corrupt.group_size == other.group_size
+    for again in (corrupt, pickle.loads(pickle.dumps(corrupt)), deepcopy(corrupt)):
+        masks = again.sample((3, 1, 14, 14), index=index).mask
+        assert torch.equal(masks, other.sample((3, 1, 14, 14), index=index).mask)
+    with pytest.raises(ValueError, match="1 <= low <= high"):
+        corrupt.group_size = (3, 1)
+    assert corrupt.group_size == other.group_size
