@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader
 
 from gmml_aug import GroupMask, patch_to_pixel
 
+from .training import falls
+
 transformers = pytest.importorskip("transformers")
 
 SMALL = {
@@ -71,20 +73,6 @@ def swin() -> Any:
 def dinov2() -> Any:
     torch.manual_seed(0)
     return initialised(transformers.Dinov2Model(transformers.Dinov2Config(**SMALL)))
-
-
-def falls(model: nn.Module, loss: Callable[[], Tensor], share: float, lr: float = 2e-3, steps: int = 25) -> None:
-    """Assert that the loss falls with one step, and below a share of the first with a few more."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
-    losses = []
-    for _ in range(steps):
-        optimizer.zero_grad()
-        now = loss()
-        now.backward()
-        optimizer.step()
-        losses.append(now.item())
-    assert losses[1] < losses[0]
-    assert losses[-1] < share * losses[0]
 
 
 @pytest.mark.parametrize("build", [vit, beit, dinov2])
