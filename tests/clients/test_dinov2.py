@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import pickle
+import random
 from typing import Any
 
 import numpy as np
@@ -88,6 +90,20 @@ def test_it_is_called_as_dinov2_calls_its_own() -> None:
     assert out["masks"].shape == (4, 256)
     assert sorted(out["masks"].sum(1).tolist()) == [0, *numbers]
     assert torch.equal(out["indices"], out["masks"].view(-1).nonzero()[:, 0])
+
+
+def test_ratios_are_spread_over_a_batch() -> None:
+    """Half of the images are masked, one in each part of the range of ratios, as DINOv2's collate function asks."""
+    generator, parts = MaskGenerator(GroupMask(14, seed=0), (16, 16)), torch.linspace(0.1, 0.5, 5).tolist()
+    random.seed(0)
+    for _ in range(20):
+        numbers = [int(256 * random.uniform(low, high)) for low, high in itertools.pairwise(parts)] + [0] * 4
+        random.shuffle(numbers)
+        shares = torch.stack([generator(number) for number in numbers]).flatten(1).double().mean(1)
+        assert (shares * 256).tolist() == numbers
+        shares = shares[shares > 0].sort().values
+        assert (shares > torch.tensor(parts[:-1]) - 1 / 256).all()
+        assert (shares <= torch.tensor(parts[1:])).all()
 
 
 def drawn_in_workers(generator: MaskGenerator, start: str) -> Tensor:

@@ -9,11 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gmml_aug import GroupMask, keep_indices, masked_indices
+from gmml_aug import GroupMask, block_sizes, describe, keep_indices, masked_indices, patch_to_pixel
 
 timm = pytest.importorskip("timm")
 modules = pytest.importorskip("lightly.models.modules")
 utils = pytest.importorskip("lightly.models.utils")
+
+# 8 x 8 and 14 x 14 patches of 16 pixels, behind one class token.
+CELLS, GRID = (6, 3, 128, 128), (6, 3, 224, 224)
+INVERSE = block_sizes((14, 14), area=(0.39, 0.42), aspect=(0.5, 2))
 
 # MAEDecoderTIMM warns from lightly 1.6 on that 1.7 will have MaskedVisionTransformerDecoderTIMM alone.
 pytestmark = pytest.mark.filterwarnings("ignore:.*DecoderTIMM:FutureWarning")
@@ -125,3 +129,55 @@ def test_the_target_patches_are_the_hidden_ones() -> None:
     patches = utils.patchify(corrupted, 16)
     assert (utils.get_at_index(patches, masked_indices(mask)) == 0).all()
     assert (utils.get_at_index(patches, keep_indices(mask)) != 0).any(-1).all()
+
+
+def assert_alike(ours: list[Tensor], theirs: tuple[Tensor, Tensor], patches: int) -> None:
+    """Assert that both pairs of indices have one shape and type, and that ours name each token once."""
+    assert [index.shape for index in ours] == [index.shape for index in theirs]
+    assert [index.dtype for index in ours] == [index.dtype for index in theirs]
+    assert torch.equal(ours[0][:, 0], theirs[0][:, 0])  # the class token first
+    assert torch.equal(torch.cat(ours, dim=1).sort(1).values, torch.arange(1 + patches).expand(len(ours[0]), -1))
+
+
+@pytest.mark.skipif(not hasattr(utils, "random_grid_token_mask"), reason="this lightly has no random_grid_token_mask")
+@pytest.mark.parametrize("ratio", [0.25, 0.5, 0.75])
+@pytest.mark.parametrize("cell", [2, 4])
+def test_single_cells_replace_random_grid_token_mask(cell: int, ratio: float) -> None:
+    mask = patch_to_pixel(GroupMask(cell * 16, ratio, group_size=(1, 1)).sample(CELLS).mask, cell)[:, 0]
+    theirs = utils.random_grid_token_mask((6, 65), ratio, grid_size=cell)
+    assert_alike([keep_indices(mask, 1), masked_indices(mask, 1)], theirs, 64)
+    hidden = torch.zeros(6, 65, dtype=torch.bool).scatter_(1, theirs[1], True)[:, 1:].reshape(6, 8, 8)
+    for grid in (mask, hidden):
+        cells = grid.unflatten(1, (-1, cell)).unflatten(3, (-1, cell))
+        assert torch.equal(cells.all(4).all(2), cells.any(4).any(2))  # each is hidden whole, or not at all
+
+
+@pytest.mark.skipif(not hasattr(utils, "random_inverse_block_mask"), reason="no random_inverse_block_mask here")
+@pytest.mark.parametrize("placement", ["uniform", "inside"])
+def test_inverted_blocks_replace_random_inverse_block_mask(placement: Any) -> None:
+    corrupt = GroupMask(16, 0.65, group_size=INVERSE, placement=placement, invert=True)
+    mask = corrupt.sample(GRID).mask
+    theirs = utils.random_inverse_block_mask((6, 197), 0.65, roll=placement == "uniform")
+    assert_alike([keep_indices(mask, 1), masked_indices(mask, 1)], theirs, 196)
+
+
+def visible(ours: bool, roll: bool) -> Tensor:
+    """Return which patches 2,000 masks leave visible, of ours or of lightly's."""
+    torch.manual_seed(0)
+    if ours:
+        placement: Any = "uniform" if roll else "inside"
+        corrupt = GroupMask(16, 0.65, group_size=INVERSE, placement=placement, invert=True)
+        return ~corrupt.sample((2000, *GRID[1:])).mask
+    idx_keep, _ = utils.random_inverse_block_mask((2000, 197), 0.65, roll=roll)
+    return torch.zeros(2000, 197, dtype=torch.bool).scatter_(1, idx_keep, True)[:, 1:].reshape(-1, 14, 14)
+
+
+@pytest.mark.skipif(not hasattr(utils, "random_inverse_block_mask"), reason="no random_inverse_block_mask here")
+@pytest.mark.parametrize("ours", [True, False])
+def test_inverted_blocks_leave_visible_what_lightlys_do(ours: bool) -> None:
+    """Rolled, each patch is visible about equally often, in a few pieces; else it is one block, in the middle."""
+    rolled, whole = describe(visible(ours, roll=True)), describe(visible(ours, roll=False))
+    assert rolled.most_to_least < 1.3
+    assert 1.8 < rolled.components.float().mean() < 2.6
+    assert (whole.components == 1).all()
+    assert whole.most_to_least > 20
