@@ -78,7 +78,7 @@ def run(code: str, **environment: str) -> str:
         env={**given, **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout.strip()
