@@ -106,7 +106,7 @@ class GroupMask(State):
         if placement not in ("uniform", "inside"):
             raise ValueError(f"placement is 'uniform' or 'inside'; got {placement!r}")
         self.placement = placement
-        self.invert = inputs.as_flag("invert", invert)
+        self.invert: bool = inputs.as_flag("invert", invert)
         self.inplace = inputs.as_flag("inplace", inplace)
 
     @property
