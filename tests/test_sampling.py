@@ -258,6 +258,15 @@ def test_rectangles_do_not_run_out_where_few_patches_are_valid(side: int, inside
     assert group.max() < what.numbers().rectangles
 
 
+def test_where_groups_run_out_only_valid_patches_are_hidden(backend: str) -> None:
+    corrupt = GroupMask(1, 0.9, group_size=(1, 2), seed=0)
+    valid = torch.rand(2, 150, 150, generator=torch.Generator().manual_seed(0)) < 0.5
+    with with_few(Settings((150, 150), (0.9, 0.9), (1, 2), False, 1.0, (1.0,), limited=True), 63):
+        mask = corrupt.sample((2, 1, 150, 150), valid=valid).mask
+    assert not (mask & ~valid).any()
+    assert mask.flatten(1).sum(1).tolist() == [round(0.9 * int(one.sum())) for one in valid]
+
+
 @pytest.mark.parametrize("inside", [False, True])
 def test_the_worst_case_still_gives_the_exact_count_without_bias(inside: bool) -> None:
     """63 rectangles of one or two patches cannot hide 90 % of 196: the rest is drawn by rank."""

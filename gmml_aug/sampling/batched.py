@@ -209,6 +209,6 @@ def hide(
     ran_out = last == n.rectangles
     if key.device.type != "cpu" or bool(ran_out.any()):
         uncovered = first == n.rectangles
-        hidden = torch.where(ran_out, ~uncovered | _random(key, rest, uncovered), hidden)
+        hidden = torch.where(ran_out, (first < n.rectangles) | _random(key, rest, uncovered), hidden)
         group = torch.where(uncovered, alone, group)
     return torch.where(hidden, group, -1)
