@@ -13,7 +13,7 @@ from torch import Tensor
 from . import rng
 from .shapes import ENTRY, WORD, rectangles_needed, sizes_table
 
-_MOST_CELLS = 2**27  # int64 cells (1 GiB) that the bit sets of one image may take
+_MOST_CELLS = 2**31  # of one image's bit sets, which a device that is not waited for goes through one after another
 
 
 class MaskPlan(NamedTuple):
@@ -160,7 +160,7 @@ class Settings(NamedTuple):
         """Return what follows, computed once for the same settings.
 
         Raises:
-            ValueError: they need more groups than fit into memory.
+            ValueError: they need more groups than can be drawn in good time.
         """
         return _numbers(self)
 
@@ -204,7 +204,7 @@ def _numbers(settings: Settings) -> Numbers:
         if limited:  # whatever the ratio, the valid patches may be those that groups cover last
             many, other = f"groups of these sizes that are to reach any of the {patches} patches, with valid=,", " or"
         raise ValueError(
-            f"{many} take some {rectangles} groups an image, which is more than fits; use larger groups,{other} a "
+            f"{many} take some {rectangles} groups an image, which is too many; use larger groups,{other} a "
             "larger patch_size, or single patches by group_size=(1, 1)"
         )
     start, stop = (round(share * patches * 2**16) for share in ratio)

@@ -187,12 +187,21 @@ def test_valid_patches_that_do_not_fit_are_refused_untouched() -> None:
         torch.func.vmap(lambda some, valid: corrupt(some, valid=valid))(images[None], valid[None])
 
 
+@pytest.mark.parametrize("names", SETTINGS)
+def test_valid_patches_of_large_grids_take_small_groups(names: str) -> None:
+    corrupt, valid = GroupMask(1, 0.5, group_size=(1, 4), seed=0), random_mask(2, 256, 256, share=0.8)
+    with run_by(names):
+        mask = corrupt.sample((2, 1, 256, 256), valid=valid).mask
+    assert not (mask & ~valid).any()
+    assert mask.flatten(1).sum(1).tolist() == [round(0.5 * int(one.sum())) for one in valid]
+
+
 def test_groups_too_small_for_so_many_valid_patches_are_refused_with_what_helps() -> None:
     """Another ratio would not: whatever it is, the patches that are valid may be any."""
-    corrupt, valid = GroupMask(1, 0.5, group_size=(1, 4)), torch.ones(1, 256, 256, dtype=torch.bool)
-    corrupt.sample((1, 1, 256, 256))
-    with pytest.raises(ValueError, match=r"of the 65536 patches.*with valid=.*; use larger groups, or a larger patch"):
-        corrupt.sample((1, 1, 256, 256), valid=valid)
+    corrupt, valid = GroupMask(1, 0.5, group_size=(1, 4)), torch.ones(1, 1024, 1024, dtype=torch.bool)
+    corrupt.sample((1, 1, 1024, 1024))
+    with pytest.raises(ValueError, match=r"1048576 patches.*with valid=.*; use larger groups, or a larger patch"):
+        corrupt.sample((1, 1, 1024, 1024), valid=valid)
 
 
 @pytest.mark.slow

@@ -113,6 +113,19 @@ def test_large_grids_and_batches_are_the_same_bits(name: str, grid: Sides, batch
     assert equal(expected, DRAWING[name].draw(7, Samples((batch,), DEVICES[name]), what))
 
 
+@pytest.mark.parametrize("most", [10**6, 630])
+@pytest.mark.parametrize("share", [0.8, 0.0005])
+def test_torch_functions_draw_no_more_groups_than_valid_patches_need(share: float, most: int) -> None:
+    """A few of them may need as many as are allowed, and run out of these."""
+    what = Settings((128, 128), (0.5, 0.9), (1, 4), False, 1.0, (1.0,), limited=True)
+    valid = torch.rand(3, 128 * 128, generator=torch.Generator().manual_seed(0)) < share
+    samples = Samples((3,), CPU, valid=valid)
+    with with_few(what, most), mock.patch.object(batched, "_bit_sets", wraps=batched._bit_sets) as drawn:
+        assert equal(sequential.draw(7, samples, what), batched.draw(7, samples, what))
+    if share == 0.8:
+        assert len(drawn.call_args_list) < 30  # each of 504 groups of one image, which may need 82,278
+
+
 def span(word: int, side: int, sizes: tuple[int, int] | None, inside: bool) -> range:
     """Return the rows, the columns or the slices of a group on an axis of ``side`` patches; None covers all of it."""
     if sizes is None:

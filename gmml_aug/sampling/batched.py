@@ -1,6 +1,6 @@
 """A whole batch by torch functions, on any device: the bits of the sequential definition, in integer arithmetic alone.
 
-All rectangles of all images are drawn at once, and each patch takes the number of the first rectangle that covers it;
+Many rectangles of many images are drawn at once, and each patch takes the number of the first rectangle that covers it;
 hiding the first n patches in the order of these numbers is what the loop would have done, with the last rectangle cut
 to reach n exactly.
 """
@@ -94,11 +94,15 @@ def _spans(n: Numbers, device: torch.device) -> _Spans:
     return _Spans(*(field.reshape(-1) for field in (bound, begin, begin + sides, bit, -bit)))
 
 
-def _bit_sets(key: Tensor, n: Numbers, numbers: tuple[int, ...]) -> list[Tensor]:
-    """Draw the rectangles: which of them cover each place of each axis, as bits: ``(B, K / 63, side)`` int64 each."""
+def _bit_sets(key: Tensor, begin: int, n: Numbers, numbers: tuple[int, ...]) -> list[Tensor]:
+    """Draw K rectangles from number ``begin`` on: which of them cover each place of each axis, as bits.
+
+    Returns:
+        ``(B, K / 63, side)`` int64 for each axis.
+    """
     spans, table = _spans(n, key.device), table_on(numbers, key.device)[:, 7 - 2 * n.axes :]
     begins = table_on(numbers, key.device)[:, 0].contiguous()
-    word = rng.words(key, rng.RECTANGLE_SLOT, n.axes * n.rectangles)
+    word = rng.words(key, rng.RECTANGLE_SLOT + n.axes * begin, n.axes * n.rectangles)
     if len(table) == 1:
         table = table.expand(n.rectangles, -1)
     else:
@@ -149,6 +153,29 @@ def _first(axes: Sequence[Tensor]) -> Tensor:
     return bit.clamp_(max=words * WORD).flatten(1)
 
 
+def _covered(
+    key: Tensor, count: Tensor, valid: Tensor | None, n: Numbers, numbers: tuple[int, ...]
+) -> tuple[Tensor, int]:
+    """Return the number of the first rectangle that covers each patch, ``(B, patches)`` int32, and how many were drawn.
+
+    That many is also the number of a patch that none of them covers. A CPU draws no more of them than the counts need;
+    elsewhere all are drawn, since to ask would be to wait.
+    """
+    on_cpu, patches = key.device.type == "cpu", n.depth * n.rows * n.columns
+    step = max(1, (_CPU_CELLS if on_cpu else _CELLS) // (max(1, len(key)) * patches)) * WORD
+    drawn = min(step, n.rectangles)
+    group = _first(_bit_sets(key, 0, n._replace(rectangles=drawn), numbers))
+    while drawn < n.rectangles:
+        if on_cpu:
+            covered = group < drawn if valid is None else (group < drawn) & valid
+            if bool((covered.sum(1) >= count).all()):
+                break
+        more = n._replace(rectangles=min(step, n.rectangles - drawn))
+        group = torch.where(group == drawn, _first(_bit_sets(key, drawn, more, numbers)).add_(drawn), group)
+        drawn += more.rectangles
+    return group, drawn
+
+
 def _random(key: Tensor, count: Tensor, among: Tensor) -> Tensor:
     """Choose ``count`` ``(B, 1)`` of the patches ``among`` ``(B, patches)`` bool at random."""
     patches = among.shape[1]
@@ -191,12 +218,12 @@ def hide(
         if among is None:
             among = torch.ones((), dtype=torch.bool, device=key.device).expand(len(key), patches)
         return torch.where(_random(key, count, among), alone, -1)
-    group = _first(_bit_sets(key, n, table))
+    group, drawn = _covered(key, count[:, 0], valid, n, table)
     if valid is not None:
-        group.masked_fill_(~valid, n.rectangles + 1)  # after all that may be hidden
+        group.masked_fill_(~valid, drawn + 1)  # after all that may be hidden
     first = group.to(torch.int64)
     # How many patches each rectangle adds, and the one with which the count is reached.
-    adds = first.new_zeros(len(key), n.rectangles + 2)
+    adds = first.new_zeros(len(key), drawn + 2)
     adds.scatter_add_(1, first, first.new_ones(()).expand_as(first))
     total = adds.cumsum(1)
     last = torch.searchsorted(total, count)
@@ -206,9 +233,9 @@ def hide(
     rank = (first == last).cumsum(1)
     rank.mul_(1 - 2 * backwards.to(torch.int64)).add_((whole + 1) * backwards)
     hidden = rank.add_(first, alpha=2**23) <= last * 2**23 + rest  # a rank is at most 2^22
-    ran_out = last == n.rectangles
+    ran_out = last == drawn
     if key.device.type != "cpu" or bool(ran_out.any()):
-        uncovered = first == n.rectangles
-        hidden = torch.where(ran_out, (first < n.rectangles) | _random(key, rest, uncovered), hidden)
+        uncovered = first == drawn
+        hidden = torch.where(ran_out, (first < drawn) | _random(key, rest, uncovered), hidden)
         group = torch.where(uncovered, alone, group)
     return torch.where(hidden, group, -1)
