@@ -27,7 +27,8 @@ class Masked(NamedTuple):
     """What :class:`GroupMask` returns.
 
     Attributes:
-        images: the corrupted images, with the shape, dtype, device, memory format and class of the input.
+        images: the corrupted images, with the shape, dtype, device, memory format and class of the input; a subclass
+            keeps its attributes, such as the affine of MONAI's ``MetaTensor``.
         mask: ``(B, gh, gw)`` bool, True = hidden; ``(gh, gw)`` for one image.
     """
 
@@ -339,4 +340,9 @@ class GroupMask(State):
         if single:
             out = out[0]
         kind = type(images)
-        return Masked(out if kind in (Tensor, nn.Parameter, type(out)) else out.as_subclass(kind), mask)
+        if kind in (Tensor, nn.Parameter, type(out)):
+            return Masked(out, mask)
+        out = out.as_subclass(kind)
+        for name, value in vars(images).items():  # such as the affine and the history of MONAI's MetaTensor
+            setattr(out, name, value.copy() if isinstance(value, (dict, list)) else value)
+        return Masked(out, mask)

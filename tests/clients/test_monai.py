@@ -28,7 +28,7 @@ class Hide:
         self.corrupt = corrupt
 
     def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
-        corrupted, mask = self.corrupt(sample["image"].as_tensor())
+        corrupted, mask = self.corrupt(sample["image"])
         return {**sample, "corrupted": corrupted, "mask": mask}
 
 
@@ -73,6 +73,29 @@ def test_on_a_sample_itself_the_image_is_corrupted_and_the_label_passes() -> Non
     hidden = patch_to_pixel(mask, PATCH)
     assert (images[hidden] == 0).all()
     assert torch.equal(sample["label"][~hidden], (images[~hidden] > 1.5).long())
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_meta_data_stay(inplace: bool) -> None:
+    """And are its own: what is done to the result afterwards leaves the volume's history alone."""
+    affine = torch.diag(torch.tensor([2.0, 3, 4, 1], dtype=torch.float64))
+    image = data.MetaTensor(torch.rand(1, 32, 32, 32) + 1, affine=affine, meta={"filename_or_obj": "a.nii"})
+    flip = transforms.Flip(0)
+    flipped = flip(image)
+    wanted, before = flipped.affine.clone(), flipped.as_tensor().clone()
+    corrupted, mask = GroupMask(PATCH, 0.5, "zeros", inplace=inplace)(flipped)
+    assert isinstance(corrupted, data.MetaTensor)
+    assert not isinstance(mask, data.MetaTensor)
+    assert torch.equal(corrupted.affine, wanted)
+    assert corrupted.meta["filename_or_obj"] == "a.nii"
+    assert corrupted.applied_operations == flipped.applied_operations
+    shown = before.masked_fill(patch_to_pixel(mask, PATCH)[0], 0)
+    assert torch.equal(flip.inverse(corrupted).as_tensor(), shown.flip(1))
+    assert len(flipped.applied_operations) == (0 if inplace else 1)
+    (batch,) = data.DataLoader(volumes(), batch_size=8)
+    whole, _ = GroupMask(PATCH, 0.5, "alien")(batch["image"])
+    assert whole.is_batch
+    assert torch.equal(whole.affine, batch["image"].affine)
 
 
 def test_aliens_come_from_other_volumes_of_the_batch() -> None:
