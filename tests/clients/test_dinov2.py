@@ -106,6 +106,29 @@ def test_ratios_are_spread_over_a_batch() -> None:
         assert (shares <= torch.tensor(parts[1:])).all()
 
 
+@pytest.mark.parametrize("shift", [False, True])
+def test_dinov3_may_count_on_its_upper_bound(shift: bool) -> None:
+    """The call is that of `collate_data_and_cast` in DINOv3 (facebookresearch/dinov3, dinov3/data/collate.py).
+
+    It asks for the upper end of each part of its range, as a tensor times a number, rolls each mask around the edges
+    if it is told to, and makes room for as many hidden patches as it asked for.
+    """
+    generator, parts = MaskGenerator(GroupMask(16, seed=0), (16, 16)), torch.linspace(0.1, 0.5, 9)
+    random.seed(0)
+    masks, bound = [], 0
+    for share in parts[1:]:
+        mask = torch.BoolTensor(generator(int(256 * share)))
+        if shift:
+            mask = torch.roll(mask, (random.randrange(16), random.randrange(16)), (0, 1))
+        masks.append(mask)
+        bound += int(256 * share)
+    masks += [torch.BoolTensor(generator(0)) for _ in range(8)]
+    collated = torch.stack(masks).flatten(1)
+    assert collated.sum() == bound  # exact, so nothing of that room is left over
+    assert (collated.sum(1) == 0).sum() == 8
+    assert different(masks) == 9
+
+
 def drawn_in_workers(generator: MaskGenerator, start: str) -> Tensor:
     if start not in multiprocessing.get_all_start_methods():
         pytest.skip(f"this platform cannot {start} processes")
