@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--dinov2", default="")
     args = parser.parse_args()
     torch.manual_seed(0)
-    # What a script imports at its top, forked workers have already. Nothing is drawn yet.
+    # Forked workers have already all that a script imports at its top. Nothing is drawn yet.
     _drawer(args.how, args.dinov2)
     loader = DataLoader(Masks(args.how, args.dinov2), BATCH, num_workers=2, multiprocessing_context=args.start)
     start = time.perf_counter()

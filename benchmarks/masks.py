@@ -1,4 +1,4 @@
-"""What masks look like, of this library and of others: 20,000 of each, in one table.
+"""Compare the masks of this library with those of others: 20,000 of each, in one table.
 
     python benchmarks/masks.py [--dinov2 PATH] [--dinov3 PATH] [--unilm PATH] [--ijepa PATH] [--vjepa2 PATH]
         [--stable-pretraining PATH] [--output masks.json]

@@ -1,4 +1,4 @@
-"""What people use now to draw masks and to hide parts of images, called as its documentation shows.
+"""Other libraries that draw masks or hide parts of images, called as its documentation shows.
 
 Each function takes what fixes the work (a batch size or images) and returns what is timed. Where a peer works image by
 image, so does the loop here; where it has a batched way, that is used. About half of each image is asked for.

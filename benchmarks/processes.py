@@ -4,7 +4,7 @@
 
 The batch is the same whatever the number of processes. Bytes are those of the loopback device, so that all of it is
 counted and nothing else may use it meanwhile; memory is the largest of the processes' peaks, beyond what they had
-before the first step. What follows the options goes to pretrain.py, such as --dim and --batch-size.
+before the first step. All further options go to pretrain.py, such as --dim and --batch-size.
 """
 
 from __future__ import annotations

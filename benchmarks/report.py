@@ -85,7 +85,7 @@ def main() -> None:
     random.seed(0)
 
     os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # torch's profiler, which measures memory, is chatty
-    # What is measured is the steady state; how a process gets there is measured by the part "loader".
+    # This measures the steady state; how a process gets there is measured by the part "loader".
     os.environ.setdefault("GMML_AUG_BACKENDS", "triton,compiled,functions")
     machine = about_machine(args.device, args.threads)
     if args.quick:

@@ -3,9 +3,9 @@ network, optimiser and loss on one batch that stays on the device.
 
     python benchmarks/trainer.py --model vit_small_patch16_224 --image-size 224 --batch-size 128 --images 2000
 
-Both take turns of ten steps, so that what else the machine does slows both alike. The loop's turn takes images from
-memory, crops, jitters, gathers and corrupts them, and looks at the losses at its end, as pretrain.py does. What follows
-the options here goes to pretrain.py, such as --dim, --depth, --precision and --compile.
+Both take turns of ten steps, so that other work on the machine slows both alike. The loop's turn takes images from
+memory, crops, jitters, gathers and corrupts them, and looks at the losses at its end, as pretrain.py does. All other
+options go to pretrain.py, such as --dim, --depth, --precision and --compile.
 """
 
 from __future__ import annotations

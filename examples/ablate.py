@@ -1,4 +1,4 @@
-"""What matters in pretraining: variants of one base configuration, pretrained and judged alike, in one table.
+"""Compare ways to pretrain: variants of one base configuration, pretrained and judged alike, in one table.
 
     python examples/ablate.py runs/ablation --variants groups tokens scratch --seeds 2 -- --data PATH --epochs 16
 
@@ -7,7 +7,7 @@ runs/ablation, pretrained by pretrain.py and judged by evaluate.py's code: linea
 features with all labels, and fine-tuning for ``--steps`` with each of ``--labels`` percent. Of several ``--rates`` the
 best is searched for every row and share of labels by itself, with the first seed, on training images without a label;
 the labels and the images of the search are the same for all rows. ``scratch`` is the base's network without
-pretraining; ``mae`` and ``simmim`` are other methods. What is finished is not done again. The table is printed and
+pretraining; ``mae`` and ``simmim`` are other methods. Nothing that is finished is done again. The table is printed and
 written to ablation.json: mean and standard deviation over pretraining seeds, each of which has ``--draws`` draws of
 labels of its own; and, paired draw by draw, the difference from the first variant. The same command goes on where it
 was stopped; with other variants or more seeds it adds to what is there. It begins with a plan; ``--dry-run`` ends
@@ -29,7 +29,7 @@ from reference.config import Parser, config_of_finished, parse, resolved
 if TYPE_CHECKING:
     from reference.data.sources import Data
 
-# What each adds to the base's options.
+# The options that each adds to the base's.
 VARIANTS: dict[str, tuple[str, ...]] = {
     "groups": (),
     "tokens": ("--group-size", "1", "1"),

@@ -1,4 +1,4 @@
-"""What pretraining knows of single patches: a linear layer on frozen tokens that names every pixel's class.
+"""Measure what single patches tell after pretraining: a linear layer on frozen tokens that names every pixel's class.
 
     python examples/dense.py RUN --data FOLDER                      # a finished run of pretrain.py, and label maps
     python examples/dense.py RUN --data torchvision:OxfordIIITPet   # cats and dogs against what is behind them
@@ -14,7 +14,7 @@ its log-probabilities are made as large as the image, bilinearly, and the most p
 of each pixel. The figure is the mean over classes of intersection over union, counted over all held-out pixels.
 
 It is compared with an untrained network's tokens, and with colour alone: the mean red, green and blue of each patch.
-All figures go to dense.json in RUN. What a run was pretrained on, without labels, may be among the held-out images.
+All figures go to dense.json in RUN. The held-out images may be among those of pretraining, which had no labels.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What pretraining was worth: a finished run against the same network from scratch, at several shares of the labels.
+"""Compare a pretrained network with the same one from scratch, at several shares of the labels.
 
     python examples/evaluate.py runs/x                    # 1 %, 10 % and 100 % of the labels, by the run's protocol
     python examples/evaluate.py runs/x --data PATH        # on labelled images other than those it was pretrained on

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Description(NamedTuple):
-    """What :func:`describe` returns; ``print`` shows it as a few lines.
+    """The figures of masks, from :func:`describe`; ``print`` shows them as a few lines.
 
     For one mask ``(gh, gw)`` the first three fields lack the dimension B.
 

@@ -1,4 +1,4 @@
-"""What may be passed to GroupMask, and what is said of what may not; the images within a sample."""
+"""Checks of all that is passed to GroupMask, with their errors; and the images within a sample."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def checked_grid(shape: Sequence[int], patch_size: tuple[int, ...], largest: Seq
 
 def plain(images: Tensor) -> Tensor:
     """Return the images as a plain tensor."""
-    # What dispatches by itself, such as a FakeTensor, stays what it is: torch 2.7 cannot make a plain tensor of it.
+    # A class that dispatches by itself, such as FakeTensor, stays: torch 2.7 cannot make a plain tensor of it.
     kind = type(images)
     stays = kind is Tensor or kind.__torch_dispatch__ is not Tensor.__torch_dispatch__
     return images if stays else images.as_subclass(Tensor)

@@ -1,4 +1,4 @@
-"""What is asked of every image alike (Settings), and what is drawn for a batch before a pixel is touched (MaskPlan)."""
+"""Settings, which are asked of every image alike; and MaskPlan, drawn for a batch before a pixel is touched."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MOST_CELLS = 2**31  # of one image's bit sets, which a device that is not waite
 
 
 class MaskPlan(NamedTuple):
-    """What :meth:`GroupMask.sample` drew. Applied twice it gives the same result, to whatever images it is applied.
+    """A plan for a batch, as :meth:`GroupMask.sample` draws it. Applied twice it gives the same result, to any images.
 
     For one image ``(C, H, W)`` every field lacks the dimension B. Plans may be put together and cut apart, field by
     field: ``torch.utils.data.default_collate`` makes one plan of the plans of single images. An image whose donor is
@@ -114,7 +114,7 @@ torch.library.register_fake("gmml_aug::fitted", lambda fill, donor, key, fills: 
 
 
 class Numbers(NamedTuple):
-    """What follows from the settings, in whole numbers: all that a backend needs beside the fills' shares."""
+    """The settings in whole numbers: all that a backend needs beside the fills' shares."""
 
     axes: int  # 3, or 2 where there is one slice
     depth: int
@@ -132,7 +132,7 @@ class Numbers(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """What is asked of every image alike.
+    """The settings, which are asked of every image alike.
 
     Attributes:
         grid: (height, width) or (depth, height, width) in patches.

@@ -25,7 +25,7 @@ STREAM = 0xD1B54A32D192ED03  # tells the streams of workers and ranks from strea
 
 ARITHMETIC = ("cpu", "cuda", "meta")  # the devices on which numbers are drawn; for others the CPU draws
 
-# What each slot of a sample is for: one map for the whole package, so that no two purposes share a word.
+# The use of each slot of a sample: one map for the whole package, so that no two purposes share a word.
 COUNT_SLOT = 0  # upper half: the ratio; lower half: corrupted or not
 FILL_SLOT = 1  # upper half: which fill; lower half: which donor
 CUT_SLOT = 2  # highest bit: from which side the last group is cut

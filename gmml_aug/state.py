@@ -1,4 +1,4 @@
-"""What a GroupMask keeps from call to call: ratio and p, which may be set, and its counter; copies, casts, files."""
+"""The state of a GroupMask: ratio and p, which may be set, and its counter; copies, casts, files."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class State(nn.Module):
         self.__dict__.update(_ratio=ratio, _p=p, _shares=shares)
 
     def __getstate__(self) -> dict[str, Any]:
-        # What is pickled here may be unpickled in a DataLoader worker, which cannot ask for its rank. The counter
+        # A pickle may be opened in a DataLoader worker, which cannot ask for its rank. The counter
         # goes as a number: as a tensor, all these processes would share its memory. So do the shares.
         counter, rank = self.counter, group_rank()
         return {

@@ -24,7 +24,7 @@ Index = Tensor | int | None
 
 
 class Masked(NamedTuple):
-    """What :class:`GroupMask` returns.
+    """Corrupted images and their masks, from :class:`GroupMask`.
 
     Attributes:
         images: the corrupted images, with the shape, dtype, device, memory format and class of the input; a subclass

@@ -1,4 +1,4 @@
-"""What the tests run in other processes: kept apart, because every spawned process imports it."""
+"""Functions that the tests run in other processes: kept apart, because every spawned process imports it."""
 
 from __future__ import annotations
 

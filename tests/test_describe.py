@@ -1,4 +1,4 @@
-"""The figures of a mask: held against SciPy's labels and counts by hand, on masks of this library and of others."""
+"""The figures of a mask: compared with SciPy's labels and counts by hand, on masks of this library and of others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the trainer says before and after a run: photographs taken and left out, minutes, and whether it helped."""
+"""The messages of the trainer before and after a run: photographs taken or left out, minutes, whether it helped."""
 
 from __future__ import annotations
 

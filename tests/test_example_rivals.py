@@ -180,7 +180,7 @@ def test_the_encoder_never_sees_hidden_pixels(kind: Any) -> None:
     assert tokens_in.shape[1] == 1 + (4 if kind is MAE else 16)
     assert torch.equal(errors[0][~hidden.expand_as(images)], errors[1][~hidden.expand_as(images)])
     assert not torch.isclose(errors[0], errors[1])[hidden.expand_as(images)].all()  # by the target alone
-    # What is visible does count for what is predicted.
+    # Visible patches do count for the prediction.
     seen.clear()
     model(torch.where(hidden, images, torch.randn_like(images)), mask)
     assert not torch.allclose(seen[1], out)

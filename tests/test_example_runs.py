@@ -276,7 +276,7 @@ def test_more_epochs_prolong_a_finished_run(whole: Run, tmp_path: Path) -> None:
     assert [line["step"] for line in run.lines] == [10, 20, 22, 30, 40, 44]
     for line in run.lines[3:]:
         assert line["lr"] == schedule(config, int(line["step"]) - 1, 44, 22)[0]
-    # What the short run ended in is a run folder yet.
+    # The short run left a run folder all the same.
     kept = run.folder / "epochs-0001"
     assert {file.name: file.read_bytes() for file in kept.iterdir()} == ended
 

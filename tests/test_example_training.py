@@ -51,7 +51,7 @@ LAUNCHED = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1"}  # as accelerate laun
 
 
 def train(arguments: list[str], said: Path, environment: dict[str, str], masks: Path) -> None:
-    """Run the trainer as this process; note the masks it draws. What it says goes to a file."""
+    """Run the trainer as this process; note the masks it draws. Its messages go to a file."""
     with open(said, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

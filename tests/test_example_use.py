@@ -1,4 +1,4 @@
-"""What a run leaves, used: its encoder in plain timm, features of photographs, a classifier and its predictions."""
+"""The use of a finished run: its encoder in plain timm, features of photographs, a classifier and its predictions."""
 
 # ruff: noqa: E402 (what is missing skips the file before it is imported)
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is written: every backend and every built-in fill against the definition, which writes every pixel."""
+"""Writing: every backend and every built-in fill against the definition, which writes every pixel."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_the_registry_is_what_users_are_offered(fill: str, capsys: pytest.Captur
 
 
 @pytest.mark.parametrize("inplace", [False, True])
-def test_donors_that_are_not_in_the_batch_are_drawn_anew(inplace: bool, backend: str) -> None:
+def test_donors_that_are_not_in_the_batch_are_drawn_again(inplace: bool, backend: str) -> None:
     corrupt = GroupMask(4, 1.0, "alien", seed=4, inplace=inplace)
     images = torch.randn(4, 3, 8, 8)
     drawn = corrupt.sample(images)

@@ -1,4 +1,4 @@
-"""What replaces hidden patches."""
+"""The fills, which replace hidden patches."""
 
 from __future__ import annotations
 

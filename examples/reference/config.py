@@ -1,4 +1,4 @@
-"""What a run of pretrain.py is: its options, and their defaults for each kind of data. Nothing here imports torch."""
+"""The options of pretrain.py, and their defaults for each kind of data. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Config:
         return json.dumps(asdict(self), indent=2) + "\n"
 
 
-# What suits 8x8 digits, small photographs on a CPU, and photographs on a GPU.
+# Defaults for 8x8 digits, small photographs on a CPU, and photographs on a GPU.
 PRESETS: dict[str, dict[str, Any]] = {
     "digits": {
         "image_size": 8, "patch_size": 2, "dim": 64, "depth": 4, "heads": 4, "group_size": (1, 2),

@@ -33,7 +33,7 @@ class Autoencoder(nn.Module):
 
     Args:
         name: A model of timm, a ``VisionTransformer``.
-        options: What its weights load with: ``timm.create_model(name, **options)``.
+        options: its weights load with them: ``timm.create_model(name, **options)``.
         blocks: The blocks whose outputs are fused, counted from 1; ``None`` is every second one of the upper half
             (6, 8, 10 and 12 of a ViT of 12 blocks, as in the paper).
         fuse: ``"mean"`` (the paper's), ``"last"`` (of the blocks, alone) or ``"learned"`` (weights that sum to one).

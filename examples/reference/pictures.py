@@ -141,7 +141,7 @@ def draw_blocks(model: Autoencoder, data: Data, alien: GroupMask, path: Path) ->
                         outline(axes[i, column], mask[i], alien.patch_size, "red")
                 label(axes[i, 0], name)
     upper.suptitle(
-        f"What each block's output decodes to, visible patches too: {what} of {data.name}.\n"
+        f"Each block's output, decoded, visible patches too: {what} of {data.name}.\n"
         "Inside the red lines are the donor's patches; the network sees the corrupted input alone.",
         fontsize=11,
     )

@@ -1,4 +1,4 @@
-"""What will be done, said before it is: images, network, machine, and the minutes of each part, from timed steps."""
+"""The plan that is printed before a run: images, network, machine, and the minutes of each part, from timed steps."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def has_bf16(device: torch.device) -> bool:
 
 
 class Cost(NamedTuple):
-    """What the comparison at the end takes."""
+    """The work of the comparison at the end."""
 
     fine_tunings: int = 0
     seconds: float = 0.0

@@ -212,7 +212,7 @@ def run(call: Call, lock: runs.Lock, stop: runs.Stop, words: list[str]) -> None:
         print(
             f"\nNothing was compared: {'these images have no two classes' if config.draws else '--draws is 0'}. "
             f"The encoder is {output}/encoder.safetensors, for timm.create_model(**encoder.json).\n"
-            f"What is alike:  python examples/embed.py {output} PHOTOS\n"
+            f"Alike photos:   python examples/embed.py {output} PHOTOS\n"
             f"A classifier:   python examples/finetune.py {output} --data FOLDER_WITH_A_FOLDER_A_CLASS\n"
             f"Its worth:      python examples/evaluate.py {output} --data FOLDER_WITH_A_FOLDER_A_CLASS"
         )

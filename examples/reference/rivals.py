@@ -47,7 +47,7 @@ def normalised_per_patch(images: Tensor, patch_size: int | tuple[int, int]) -> T
 
 
 class Rival(nn.Module):
-    """What both methods have in common. A method is ``forward`` and its ``masks``."""
+    """The parts that both methods share. A method adds ``forward`` and its ``masks``."""
 
     def __init__(self, encoder: VisionTransformer) -> None:
         super().__init__()

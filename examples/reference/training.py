@@ -202,7 +202,7 @@ def mine(config: Config, accelerator: Accelerator, numbers: Iterable[Tensor]) ->
 
 
 class Looked(NamedTuple):
-    """What is looked at, some steps later: until then the device need not wait."""
+    """Numbers of a step, which are read some steps later: until then the device need not wait."""
 
     step: int
     losses: Tensor  # (accumulation,), this process's

@@ -1,4 +1,4 @@
-"""What the network sees of a batch: crops, flips and jitter for all of it at once, on the device."""
+"""Views of a batch, as the network sees it: crops, flips and jitter for all of it at once, on the device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .data.sources import Data
 
 
 class Views:
-    """What the network sees of a batch: augmented, or as it is; normalised."""
+    """A batch as the network sees it: augmented, or as it is; normalised."""
 
     def __init__(self, data: Data) -> None:
         self.data = data

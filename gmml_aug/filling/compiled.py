@@ -142,8 +142,7 @@ def write_bands(
 def arrange(source: Any, copied: Any, readers: Any, to: Any, origin: Any) -> int:
     """Put copies within a batch into an order in which nothing is read after it was written.
 
-    A patch may be written once nobody has yet to read it. What is left then are circles, each of which one patch that
-    is saved (-1) opens.
+    A patch may be written once nobody has yet to read it. Circles are left then; one saved patch (-1) opens each.
 
     Args:
         source: ``(n,)`` int64, which patch each one copies.

@@ -21,7 +21,7 @@ from .operation import Operation, constant, copy, cut, noise, values
 
 @runtime_checkable
 class Fill(Protocol):
-    """What :class:`~gmml_aug.GroupMask` asks of a fill."""
+    """The two methods that :class:`~gmml_aug.GroupMask` asks of a fill."""
 
     def check(self, images: Tensor, grid: tuple[int, ...], donors: Tensor | None) -> None:
         """Refuse what cannot be filled this way, before anything is drawn or written.
@@ -205,7 +205,7 @@ class Alien(BuiltIn):
 class Shuffle(BuiltIn):
     """Patches from elsewhere in the same image: each hidden patch becomes a visible one, drawn at random.
 
-    What is hidden is never a source, so it does not come back in another place; only an image that is hidden whole
+    A hidden patch is never a source, so it does not come back in another place; only an image that is hidden whole
     takes its patches from one another.
     """
 
@@ -231,7 +231,7 @@ class Shuffle(BuiltIn):
 class Mean(BuiltIn):
     """The mean of each image's visible pixels, by channel: what is left of an image seen from far away.
 
-    What is hidden has no share in it; an image that is hidden whole becomes 0. A clip has one mean for all its frames.
+    Hidden pixels have no share in it; an image that is hidden whole becomes 0. A clip has one mean for all its frames.
     In uint8 images it is rounded to a whole number.
     """
 

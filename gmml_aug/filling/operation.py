@@ -1,4 +1,4 @@
-"""What every backend understands of a fill: a constant, noise, or a copy of other patches. And their definition.
+"""Operations, which every backend understands: a constant, noise, or a copy of other patches. And their definition.
 
 A built-in fill becomes an :class:`Operation` before a backend sees it, so that a new one touches no backend.
 """
@@ -17,7 +17,7 @@ KINDS = (CONSTANT, NOISE, COPY, POOL)
 
 
 class Operation(NamedTuple):
-    """What one fill does to the hidden patches of the images that it is drawn for.
+    """The work of one fill on the hidden patches of the images that it is drawn for.
 
     Attributes:
         kind: ``CONSTANT``, ``NOISE``, ``COPY`` (from the batch) or ``POOL`` (from the donors of the call).

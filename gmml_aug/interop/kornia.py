@@ -32,7 +32,7 @@ class RandomGroupMask(IntensityAugmentationBase2D):
     alone what is passed beside the image: a segmentation mask, boxes, keypoints, labels; ``transform_matrix`` is the
     identity, and ``inverse`` skips it.
 
-    What was drawn is in ``_params``: ``mask``, ``fill``, ``key`` and ``group``, each with the batch first, beside
+    The draws are in ``_params``: ``mask``, ``fill``, ``key`` and ``group``, each with the batch first, beside
     Kornia's own ``batch_prob``. ``aug(images, params=aug._params)`` repeats it bit for bit, or hides the same patches
     of another view. Numbers are drawn on the device to which the module was moved, the CPU before that, as Kornia's own
     are, and copied to the images.

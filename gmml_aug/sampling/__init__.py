@@ -1,4 +1,4 @@
-"""Drawing: the operator behind GroupMask.sample, and which backend draws. What is drawn is defined in `sequential`."""
+"""Drawing: the operator behind GroupMask.sample, and which backend draws. `sequential` defines the result."""
 
 from __future__ import annotations
 

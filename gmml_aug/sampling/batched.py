@@ -65,7 +65,7 @@ def counts(word: Tensor, n: Numbers, limits: Tensor | None = None) -> Tensor:
 
 
 class _Spans(NamedTuple):
-    """What is the same for every image, by rectangle and axis: ``(axes * K,)`` int64 each, its axes in turn.
+    """Numbers that all images share, by rectangle and axis: ``(axes * K,)`` int64 each, its axes in turn.
 
     An axis of n patches has n + 1 cells, the last one for spans that end with the grid; the cells of the axes follow
     each other, and those of the next 63 rectangles follow these.

@@ -1,4 +1,4 @@
-"""What the tests of Lightning fit, in this process and in ranks: kept apart, because every rank imports it."""
+"""Models that the tests of Lightning fit, in this process and in ranks: kept apart, because every rank imports it."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def test_it_hides_the_number_it_is_asked_for(grid: tuple[int, int], seed: int | 
 
 
 def test_a_ratio_of_a_number_gives_that_number_back() -> None:
-    """What the generator rests on, for every grid of up to 64 x 64 patches and for some larger ones."""
+    """A share of patches rounds back to their number, for all grids up to 64 x 64 and some larger ones."""
     for patches in [*range(1, 4097, 5), 4096, 2**20 - 3, 2**22]:
         numbers = np.unique(np.linspace(0, patches, 5000).astype(np.int64))
         assert (np.round(numbers / patches * patches) == numbers).all()

@@ -184,7 +184,7 @@ def test_datasets_set_transform_masks_image_by_image() -> None:
     assert one["mask"].sum() == 8
     hidden = patch_to_pixel(one["mask"], 8)
     assert torch.equal(one["pixel_values"], originals[3] * ~hidden)
-    assert any(not torch.equal(data[3]["mask"], one["mask"]) for _ in range(5))  # drawn anew each time
+    assert any(not torch.equal(data[3]["mask"], one["mask"]) for _ in range(5))  # each time another draw
     for batch in DataLoader(data, batch_size=4):
         assert batch["mask"].shape == (4, 4, 4)
         expected = originals[batch["number"]] * ~patch_to_pixel(batch["mask"], 8)

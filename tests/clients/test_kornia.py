@@ -77,7 +77,7 @@ def test_replay(
     container: Any,
     draw: int,
 ) -> None:
-    """What is in ``_params`` gives the same bits again, also in a fresh module and after other calls."""
+    """``_params`` give the same bits again, also in a fresh module and after other calls."""
     torch.manual_seed(draw)
     clip = (3,) if container is K.VideoSequential else ()
     images = torch.rand(batch, *clip, 3, 16, 24)

@@ -49,7 +49,7 @@ def test_mask_replaces_random_block_mask(name: str, prefix: int, positions: str)
         assert torch.equal(encoder.encode(images, mask=tokens), encoder.encode(corrupted, mask=tokens))
         assert not torch.equal(encoder.encode(images), encoder.encode(corrupted))
         assert encoder(images, mask=tokens).shape == (4, 32)
-        # What is hidden is the mask token before the positions are added, what is visible is as without a mask.
+        # Hidden patches are the mask token before the positions are added; visible ones are as without a mask.
         masked = encoder.preprocess(images, mask=tokens) != encoder.preprocess(images)
     assert torch.equal(masked.any(-1), tokens)
 

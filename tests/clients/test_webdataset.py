@@ -104,7 +104,7 @@ def test_persistent_workers_go_on_in_the_next_epoch(loaders: Loaders) -> None:
     assert different(torch.cat(epochs)) == sum(map(len, epochs)) >= 96
 
 
-def test_workers_started_anew_begin_again(loaders: Loaders) -> None:
+def test_new_workers_begin_again(loaders: Loaders) -> None:
     """The known limit, which persistent workers are the way around."""
     loader = loaders(GroupMask(1, 0.5, seed=0))
     assert torch.equal(drawn(loader), drawn(loader))

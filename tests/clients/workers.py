@@ -1,4 +1,4 @@
-"""What these tests run in other processes: kept apart, because every spawned process imports it."""
+"""Functions that these tests run in other processes: kept apart, because every spawned process imports it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Images for the examples, one file a source; ``load`` gives those that ``--data`` names.
 
-What fits is decoded once and held in memory on the device as uint8; what does not is read from its files by workers.
+A set that fits is decoded once and held in memory on the device as uint8; workers read any other from its files.
 """
 
 from __future__ import annotations

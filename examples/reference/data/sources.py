@@ -70,7 +70,7 @@ class Data:
 
     @property
     def timm_config(self) -> dict[str, Any]:
-        """What timm's transforms take to cut and normalise images as the plain view does."""
+        """The arguments with which timm's transforms cut and normalise images as the plain view does."""
         return {
             "input_size": [self.channels, self.image_size, self.image_size],
             # Rounded down: timm takes the floor of the quotient for the shorter side.

@@ -1,4 +1,4 @@
-"""What sources of photographs share: their augmentation, and squares of one size in memory."""
+"""The parts that sources of photographs share: their augmentation, and squares of one size in memory."""
 
 from __future__ import annotations
 
