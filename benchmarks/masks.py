@@ -1,9 +1,10 @@
 """Compare the masks of this library with those of others: 20,000 of each, in one table.
 
     python benchmarks/masks.py [--dinov2 PATH] [--dinov3 PATH] [--unilm PATH] [--ijepa PATH] [--vjepa2 PATH]
-        [--stable-pretraining PATH] [--output masks.json]
+        [--mmpretrain PATH] [--stable-pretraining PATH] [--output masks.json]
 
-The paths are checkouts of the libraries that are on no package index; a row whose library or checkout is missing is
+The paths are checkouts of the libraries that are on no package index (MMPretrain's needs `pip install mmengine
+mmcv-lite` too); a row whose library or checkout is missing is
 left out. The grid has 14x14 patches, and half of them are asked for where a library takes a share. The columns:
 
 - got: the smallest and largest share that a mask hides, and how many masks hide just the share asked for
@@ -58,6 +59,8 @@ def every(paths: dict[str, str | None]) -> dict[str, tuple[float | None, Draw]]:
         "BEiT MaskingGenerator": (HALF, of(peers.beit_masks, "unilm")),
         "DINOv2 MaskingGenerator": (HALF, lambda batch: peers.dinov2_masks(paths["dinov2"], batch, "cpu")()),
         "DINOv3 MaskingGenerator": (HALF, of(peers.dinov3_masks, "dinov3")),
+        "MMPretrain BEiTMaskGenerator": (HALF, of(peers.mmpretrain_beit, "mmpretrain")),
+        "MMPretrain SimMIMMaskGenerator": (HALF, of(peers.mmpretrain_simmim, "mmpretrain")),
         "stable-pretraining PatchMasking": (HALF, of(peers.stable_pretraining_masks, "stable_pretraining", 1)),
         "stable-pretraining, block_size=4": (HALF, of(peers.stable_pretraining_masks, "stable_pretraining", 4)),
         "I-JEPA, targets": (None, of(peers.ijepa_targets, "ijepa")),
@@ -100,7 +103,7 @@ def figures(asked: float | None, draw: Draw) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("dinov2", "dinov3", "unilm", "ijepa", "vjepa2", "stable-pretraining"):
+    for name in ("dinov2", "dinov3", "unilm", "ijepa", "vjepa2", "mmpretrain", "stable-pretraining"):
         parser.add_argument(f"--{name}", metavar="PATH", help="a checkout")
     parser.add_argument("--output", type=Path, metavar="FILE", help="for all figures, as JSON")
     paths = vars(parser.parse_args())

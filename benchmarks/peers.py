@@ -76,6 +76,27 @@ def beit_masks(checkout: str | None, batch: int) -> Tensor:
     return torch.stack([torch.from_numpy(generator() != 0) for _ in range(batch)])
 
 
+def mmpretrain_beit(checkout: str | None, batch: int) -> Tensor:
+    """Masks of MMPretrain's BEiTMaskGenerator, with the arguments of its own BEiT, but for half of the patches."""
+    generator = _mmpretrain(checkout).BEiTMaskGenerator(GRID, HIDDEN, min_num_patches=16)
+    return torch.stack([torch.from_numpy(generator.transform({})["mask"] != 0) for _ in range(batch)])
+
+
+def mmpretrain_simmim(checkout: str | None, batch: int) -> Tensor:
+    """Masks of MMPretrain's SimMIMMaskGenerator: squares of 32 pixels on a regular grid."""
+    generator = _mmpretrain(checkout).SimMIMMaskGenerator(GRID * PATCH, 32, PATCH, 0.5)
+    return torch.stack([torch.from_numpy(generator.transform({})["mask"] != 0) for _ in range(batch)])
+
+
+def _mmpretrain(checkout: str | None) -> ModuleType:
+    # Its transforms need mmengine and mmcv-lite; the package as a whole also needs mmcv's compiled parts.
+    package = ModuleType("mmpretrain")
+    package.__path__ = [str(Path(checkout or "") / "mmpretrain")]
+    sys.modules["mmpretrain"] = package
+    file = "mmpretrain/datasets/transforms/processing.py"
+    return _load(checkout, "--mmpretrain", "github.com/open-mmlab/mmpretrain", file)
+
+
 def ijepa_targets(checkout: str | None, batch: int) -> Tensor:
     """What I-JEPA's collator gives to predict: the union of four blocks, with the scales of its ImageNet runs."""
     module = _load(checkout, "--ijepa", "github.com/facebookresearch/ijepa", "src/masks/multiblock.py")
