@@ -118,8 +118,9 @@ def describe(mask: Any) -> Description:
     Args:
         mask: ``(B, gh, gw)``, ``(gh, gw)`` for one, or ``(B, gd, gh, gw)`` of volumes; True or 1 = hidden. A tensor on
             any device, a NumPy array, nested lists, or a list of arrays of one size. Flat masks ``(B, patches)``, as
-            Hugging Face's ``bool_masked_pos``, look like one large mask: pass ``mask.reshape(-1, gh, gw)``. Of a mask
-            that says what is kept, pass ``~mask``.
+            Hugging Face's ``bool_masked_pos``, look like one large mask: pass ``mask.reshape(-1, gh, gw)``. The mask of
+            one volume, ``(gd, gh, gw)``, looks like a batch of images: pass ``mask[None]``. Of a mask that says what
+            is kept, pass ``~mask``.
 
     Returns:
         :class:`Description`, its tensors on the mask's device.

@@ -97,7 +97,7 @@ def masked_indices(mask: Tensor, num_prefix_tokens: int = 0) -> Tensor:
 
     Args:
         mask: ``(B, gh, gw)`` or ``(B, gd, gh, gw)`` bool, True = hidden, with the same number of hidden patches in
-            every image.
+            every image; of one image or volume ``mask[None]``.
         num_prefix_tokens: how many class and register tokens come before the patches (timm's name for it).
 
     Returns:
@@ -134,7 +134,7 @@ def keep_indices(mask: Tensor, num_prefix_tokens: int = 0) -> Tensor:
 
     Args:
         mask: ``(B, gh, gw)`` or ``(B, gd, gh, gw)`` bool, True = hidden, with the same number of hidden patches in
-            every image.
+            every image; of one image or volume ``mask[None]``.
         num_prefix_tokens: how many class and register tokens come before the patches (timm's name for it). They are
             kept: their indices come first.
 

@@ -21,7 +21,8 @@ def from_scores(
     """Hide the patches of each image that score highest: exactly ``count`` of them, for ``GroupMask(...)(mask=)``.
 
     Args:
-        scores: ``(B, gh, gw)``, or ``(gh, gw)`` for one image: real numbers, of which NaN is the lowest.
+        scores: ``(B, gh, gw)``, ``(gh, gw)`` for one image, or ``(B, gd, gh, gw)`` of volumes (one as
+            ``scores[None]``): real numbers. NaN is the lowest, as -inf is: refusing it would mean a wait.
         count: how many patches to hide: an int, or ``(B,)`` int64, one for each image. A tensor's numbers are not
             looked at, so that nothing waits for them: fewer than 0 hide none, and more than there are hide all.
         valid: a bool tensor like ``scores``: only these patches are hidden, and all of them where they are too few.

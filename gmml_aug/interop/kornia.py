@@ -42,11 +42,12 @@ class RandomGroupMask(IntensityAugmentationBase2D):
     patches come from the same frame of another clip; with ``same_on_frame=False`` each frame is an image by itself.
 
     Args:
-        patch_size: int or (height, width) in pixels; this and the next four are as in :class:`~gmml_aug.GroupMask`.
+        patch_size: int or (height, width) in pixels; this and the next five are as in :class:`~gmml_aug.GroupMask`.
         ratio: share of the patches that is hidden, or (low, high).
         fill: what replaces them, or a mapping of fills to weights.
         group_size: (low, high), inclusive, of a group's side in patches, or any of the others.
         placement: ``"uniform"`` or ``"inside"``.
+        invert: hide all but the groups.
         seed: ``None``: the numbers follow torch's global generator. An int: a stream of its own, whose counter is in
             ``state_dict()``. There is no ``index``, since Kornia draws from a shape alone.
         same_on_batch: one draw for all images: the same patches, the same fill, the same noise. Each image takes its
@@ -79,6 +80,7 @@ class RandomGroupMask(IntensityAugmentationBase2D):
         *,
         group_size: GroupSize = None,
         placement: Literal["uniform", "inside"] = "uniform",
+        invert: bool = False,
         seed: int | None = None,
         same_on_batch: bool = False,
         p: float = 1.0,
@@ -88,7 +90,7 @@ class RandomGroupMask(IntensityAugmentationBase2D):
         super().__init__(p=as_share("p", p), **flags)
         # With p=1: which images are left alone is Kornia's to draw.
         self.group_mask: GroupMask = GroupMask(
-            patch_size, ratio, fill, group_size=group_size, placement=placement, seed=seed
+            patch_size, ratio, fill, group_size=group_size, placement=placement, invert=invert, seed=seed
         )
         if len(self.group_mask.patch_size) != 2:
             raise ValueError(f"RandomGroupMask takes images; got a patch_size of three sides, {patch_size}")

@@ -34,11 +34,13 @@ def sources(images: Tensor, mask: Tensor) -> list[set[int]]:
 
 
 @pytest.mark.parametrize("fill", [*ALL_FILLS, ALL_FILLS])
-def test_it_is_group_mask(fill: Any) -> None:
+@pytest.mark.parametrize("invert", [False, True])
+def test_it_is_group_mask(fill: Any, invert: bool) -> None:
     """With one seed: the same patches, the same pixels, the next batch too."""
     images = torch.rand(6, 3, 32, 32)
-    corrupt = GroupMask((8, 4), (0.2, 0.8), fill, group_size=(1, 3), placement="inside", seed=3)
-    augment = RandomGroupMask((8, 4), (0.2, 0.8), fill, group_size=(1, 3), placement="inside", seed=3)
+    how: dict[str, Any] = {"group_size": (1, 3), "placement": "inside", "invert": invert, "seed": 3}
+    corrupt = GroupMask((8, 4), (0.2, 0.8), fill, **how)
+    augment = RandomGroupMask((8, 4), (0.2, 0.8), fill, **how)
     for _ in range(2):
         expected = corrupt(images)
         assert torch.equal(augment(images), expected.images)
