@@ -115,9 +115,10 @@ def test_dinov3_may_count_on_its_upper_bound(shift: bool) -> None:
     """
     generator, parts = MaskGenerator(GroupMask(16, seed=0), (16, 16)), torch.linspace(0.1, 0.5, 9)
     random.seed(0)
-    masks, bound = [], 0
+    masks: list[Tensor] = []
+    bound = 0
     for share in parts[1:]:
-        mask = torch.BoolTensor(generator(int(256 * share)))
+        mask: Tensor = torch.BoolTensor(generator(int(256 * share)))
         if shift:
             mask = torch.roll(mask, (random.randrange(16), random.randrange(16)), (0, 1))
         masks.append(mask)

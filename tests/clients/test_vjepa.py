@@ -126,6 +126,8 @@ def test_it_learns_what_was_hidden(draw: Draw) -> None:
         target = whole.take_along_dim(hidden[..., None], 1)
 
     def loss() -> Tensor:
-        return (predicted(student, encoded(student, volumes, keep), keep, hidden) - target).abs().mean()
+        error = predicted(student, encoded(student, volumes, keep), keep, hidden) - target
+        distance: Tensor = error.abs().mean()
+        return distance
 
     falls(student, loss, share=0.93, lr=3e-3, steps=40)
