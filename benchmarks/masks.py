@@ -4,8 +4,8 @@
         [--mmpretrain PATH] [--stable-pretraining PATH] [--output masks.json]
 
 The paths are checkouts of the libraries that are on no package index (MMPretrain's needs `pip install mmengine
-mmcv-lite` too); a row whose library or checkout is missing is
-left out. The grid has 14x14 patches, and half of them are asked for where a library takes a share. The columns:
+mmcv-lite` too); a row whose library or checkout is missing is left out. The grid has 14x14 patches, and half of them
+are asked for where a library takes a share. The columns:
 
 - got: the smallest and largest share that a mask hides, and how many masks hide just the share asked for
 - most : least: how often the most often hidden patch is hidden, over the least often hidden one

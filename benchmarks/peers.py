@@ -1,4 +1,4 @@
-"""Other libraries that draw masks or hide parts of images, called as its documentation shows.
+"""Other libraries that draw masks or hide parts of images, called as their documentation shows.
 
 Each function takes what fixes the work (a batch size or images) and returns what is timed. Where a peer works image by
 image, so does the loop here; where it has a batched way, that is used. About half of each image is asked for.
@@ -89,7 +89,7 @@ def mmpretrain_simmim(checkout: str | None, batch: int) -> Tensor:
 
 
 def _mmpretrain(checkout: str | None) -> ModuleType:
-    # Its transforms need mmengine and mmcv-lite; the package as a whole also needs mmcv's compiled parts.
+    """Load MMPretrain's transforms alone, for which mmcv-lite will do: the package needs mmcv's compiled parts."""
     package = ModuleType("mmpretrain")
     package.__path__ = [str(Path(checkout or "") / "mmpretrain")]
     sys.modules["mmpretrain"] = package
@@ -98,7 +98,7 @@ def _mmpretrain(checkout: str | None) -> ModuleType:
 
 
 def ijepa_targets(checkout: str | None, batch: int) -> Tensor:
-    """What I-JEPA's collator gives to predict: the union of four blocks, with the scales of its ImageNet runs."""
+    """The patches that I-JEPA has to predict: the union of four blocks, with the scales of its ImageNet runs."""
     module = _load(checkout, "--ijepa", "github.com/facebookresearch/ijepa", "src/masks/multiblock.py")
     collate = module.MaskCollator(
         enc_mask_scale=(0.85, 1.0), pred_mask_scale=(0.15, 0.2), aspect_ratio=(0.75, 1.5), npred=4, min_keep=10
@@ -109,7 +109,7 @@ def ijepa_targets(checkout: str | None, batch: int) -> Tensor:
 
 
 def vjepa2_targets(checkout: str | None, batch: int) -> Tensor:
-    """What V-JEPA 2's collator gives to predict of one frame: the union of eight small blocks."""
+    """The patches of one frame that V-JEPA 2 has to predict: the union of eight small blocks."""
     module = _load(checkout, "--vjepa2", "github.com/facebookresearch/vjepa2", "src/masks/multiseq_multiblock3d.py")
     asked = {"spatial_scale": (0.15, 0.15), "temporal_scale": (1.0, 1.0), "aspect_ratio": (0.75, 1.5), "num_blocks": 8}
     collate = module.MaskCollator([asked], [2])

@@ -15,7 +15,7 @@ from .plan import MaskPlan, fitted
 def mix_labels(labels: Tensor, owner: Tensor, num_classes: int) -> Tensor:
     """Mix labels as the images were mixed: in proportion to the patches that each image owns.
 
-    What CutMix does for one box (Yun et al., arXiv 1905.04899, section 3.1), for connected groups and per sample.
+    CutMix does so for one box (Yun et al., arXiv 1905.04899, section 3.1), for connected groups and per sample.
 
     Args:
         labels: ``(B,)`` int64, the class of each image.

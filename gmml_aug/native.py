@@ -37,7 +37,7 @@ def compiled(function: Callable[..., Any], signature: Any, *calls: Any) -> Any:
         calls: what :func:`compiled` returned for the functions of this package that it calls.
 
     Returns:
-        A function that is called alike, and does not hold the GIL.
+        A function of the same arguments, which does not hold the GIL.
     """
     own = {**function.__globals__, **{call.__name__: call for call in calls}}
     twin = FunctionType(function.__code__, own, function.__name__)

@@ -13,7 +13,7 @@ from torch import Tensor
 from . import rng
 from .shapes import ENTRY, WORD, rectangles_needed, sizes_table
 
-_MOST_CELLS = 2**31  # of one image's bit sets, which a device that is not waited for goes through one after another
+_MOST_CELLS = 2**31  # int64 cells of one image's bit sets: an accelerator, which is not asked, goes through them all
 
 
 class MaskPlan(NamedTuple):

@@ -55,8 +55,8 @@ class State(nn.Module):
         self.__dict__.update(_ratio=ratio, _p=p, _shares=shares)
 
     def __getstate__(self) -> dict[str, Any]:
-        # A pickle may be opened in a DataLoader worker, which cannot ask for its rank. The counter
-        # goes as a number: as a tensor, all these processes would share its memory. So do the shares.
+        # A pickle may be opened in a DataLoader worker, which cannot ask for its rank. The counter goes as a number: as
+        # a tensor, all these processes would share its memory. So do the shares.
         counter, rank = self.counter, group_rank()
         return {
             **self.__dict__,

@@ -343,6 +343,6 @@ class GroupMask(State):
         if kind in (Tensor, nn.Parameter, type(out)):
             return Masked(out, mask)
         out = out.as_subclass(kind)
-        for name, value in vars(images).items():  # such as the affine and the history of MONAI's MetaTensor
+        for name, value in vars(images).items():
             setattr(out, name, value.copy() if isinstance(value, (dict, list)) else value)
         return Masked(out, mask)

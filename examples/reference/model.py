@@ -33,7 +33,7 @@ class Autoencoder(nn.Module):
 
     Args:
         name: A model of timm, a ``VisionTransformer``.
-        options: its weights load with them: ``timm.create_model(name, **options)``.
+        options: of ``timm.create_model(name, **options)``, with which its weights load.
         blocks: The blocks whose outputs are fused, counted from 1; ``None`` is every second one of the upper half
             (6, 8, 10 and 12 of a ViT of 12 blocks, as in the paper).
         fuse: ``"mean"`` (the paper's), ``"last"`` (of the blocks, alone) or ``"learned"`` (weights that sum to one).
