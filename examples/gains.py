@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 TITLES = {
     "groups": "GMML, groups",
+    "normalised-targets": "GMML, targets normalised in each patch",
     "tokens": "GMML, single patches",
     "mae-equal-time": "MAE, as many seconds",
     "simmim-equal-time": "SimMIM, as many seconds",
