@@ -1,4 +1,4 @@
-"""DINOv2: masks by number of patches, as its collate function asks for them."""
+"""DINOv2, DINOv3 and lightly-train: masks by number of patches, as their collate functions ask for them."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ class MaskGenerator:
             says how many patches to hide, nor its fill, since no pixel is written. It is copied: neither its ratio nor
             its counter changes here.
         grid: (height, width) in patches.
+
+    Attributes:
+        num_patches: of the grid, as lightly-train reads it.
 
     Raises:
         TypeError: ``corrupt`` is no GroupMask, or ``grid`` no pair of ints.
@@ -46,6 +49,7 @@ class MaskGenerator:
         if len(corrupt.patch_size) != 2:
             raise ValueError(f"MaskGenerator draws for images; got a patch_size of three sides, {corrupt.patch_size}")
         self.grid: tuple[int, int] = int(grid[0]), int(grid[1])
+        self.num_patches = self.grid[0] * self.grid[1]
         # On the CPU, because collate functions run in worker processes, where there is no accelerator.
         self._corrupt = deepcopy(corrupt).cpu()
         # A batch of one image, of which only the shape counts: one element of memory, and quicker than a bare shape.
@@ -69,14 +73,14 @@ class MaskGenerator:
             TypeError: the number is no int.
             ValueError: it is negative or larger than the grid.
         """
-        patches = self.grid[0] * self.grid[1]
         if not is_int(num_masking_patches):
             raise TypeError(f"the number of patches to hide is an int; got {num_masking_patches!r}; round it by int()")
-        if not 0 <= num_masking_patches <= patches:
+        if not 0 <= num_masking_patches <= self.num_patches:
+            height, width = self.grid
             raise ValueError(
-                f"a grid of {self.grid[0]} x {self.grid[1]} hides 0 to {patches} patches; got {num_masking_patches}"
+                f"a grid of {height} x {width} hides 0 to {self.num_patches} patches; got {num_masking_patches}"
             )
         if num_masking_patches == 0:  # asked for once for every image that is left alone
             return torch.zeros(self.grid, dtype=torch.bool, device="cpu")
-        self._corrupt.ratio = num_masking_patches / patches  # times `patches` it rounds to the same number
+        self._corrupt.ratio = num_masking_patches / self.num_patches  # times that it rounds to the same number
         return self._corrupt.sample(self._images).mask[0]

@@ -35,6 +35,7 @@ def test_it_hides_the_number_it_is_asked_for(grid: tuple[int, int], seed: int | 
             assert mask.shape == grid
             assert mask.dtype == torch.bool
             assert mask.sum() == number
+    assert generator.num_patches == patches
 
 
 def test_a_ratio_of_a_number_gives_that_number_back() -> None:
