@@ -228,6 +228,26 @@ def torchvision_cutmix(images: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
     return functools.partial(mix, images, torch.zeros(len(images), dtype=torch.int64, device=images.device))
 
 
+def monai_dropout(volumes: Tensor, side: int, value: Any) -> Callable[[], list[Tensor]]:
+    """MONAI's holes in each volume, half as many as patches, written in place: they overlap, and hide some 37 %."""
+    from monai.transforms import RandCoarseDropout
+
+    drop = RandCoarseDropout(volumes[0, 0].numel() // side**3 // 2, side, fill_value=value, prob=1.0)
+    return lambda: [drop(volume) for volume in volumes]
+
+
+def torchaudio_bars(spectrograms: Tensor) -> Callable[[], Tensor]:
+    """One bar of time and one of frequency in each spectrogram (SpecAugment), of random widths: some 44 % in all."""
+    try:
+        from torchaudio.transforms import FrequencyMasking, TimeMasking
+    except RuntimeError as error:  # it refuses a torch of another CUDA
+        raise ImportError(str(error)) from error
+
+    frequency = FrequencyMasking(spectrograms.shape[2] // 2, iid_masks=True)
+    time = TimeMasking(spectrograms.shape[3] // 2, iid_masks=True)
+    return lambda: time(frequency(spectrograms))
+
+
 @functools.cache
 def _load(checkout: str | None, option: str, repository: str, file: str) -> ModuleType:
     """Load one file of a checkout as a module. Nothing of these repositories is copied here."""

@@ -26,7 +26,7 @@ class Row(NamedTuple):
     """One line of a table.
 
     Attributes:
-        group: what is measured: masks, scaling, transform, busy or step.
+        group: what is measured: masks, scaling, transform, grids, busy or step.
         case: with which sizes. The rows of one group and case take turns.
         name: whose code, and with which arguments.
         build: returns what is timed. An error says why the row cannot run here.
@@ -51,6 +51,7 @@ def every(device: str, gmml: str | None = None, dinov2: str | None = None) -> li
         *(_generators(dinov2) if device == "cpu" else ()),  # in DataLoader workers, whatever trains
         *_scaling(device),
         *_transform(device, gmml),
+        *_grids(device),
         *(_busy(device) if device == "cpu" else ()),
         *_step(device, gmml),
     ]
@@ -213,6 +214,41 @@ def _transform(device: str, gmml: str | None) -> Iterator[Row]:
         for name, make, inplace, _ in own:
             build = functools.partial(_on_images, make, inplace, device, dtype, batch, layout)
             yield Row("transform", f"{size} {case}", name, build)
+
+
+def _grids(device: str) -> Iterator[Row]:
+    """Volumes and spectrograms, half of each hidden: the whole transform."""
+    fills: tuple[tuple[str, Any], ...] = (("zeros", 0.0), ("noise", (-1.0, 1.0)))
+    for side in (16, 8):
+        case, shape = f"2 x 1 x 96 x 96 x 96 float32, patches of {side}", (2, 1, 96, 96, 96)
+        yield Row("grids", case, CLONE, functools.partial(_on_random, shape, device, lambda images: images.clone))
+        for fill, value in fills:
+            theirs = f"MONAI RandCoarseDropout, volume by volume, in place, {fill}"
+            ours = functools.partial(_ours_of, patch_size=(side, side, side), fill=fill)
+            yield Row(
+                "grids", case, f"gmml_aug, {fill}", functools.partial(_on_random, shape, device, ours), 1, (theirs,)
+            )
+            peer = functools.partial(peers.monai_dropout, side=side, value=value)
+            yield Row("grids", case, theirs, functools.partial(_on_random, shape, device, peer))
+    theirs, case, shape = (
+        "torchaudio TimeMasking and FrequencyMasking",
+        "64 x 1 x 128 x 1024 float32",
+        (64, 1, 128, 1024),
+    )
+    yield Row("grids", case, CLONE, functools.partial(_on_random, shape, device, lambda images: images.clone))
+    for patch, thick, name in ((16, 1, "bars of 16 bins or frames"), (1, 16, "the same, in patches of 1")):
+        ours = functools.partial(_ours_of, patch_size=patch, group_size={(thick, "all"): 1, ("all", thick): 1})
+        build = functools.partial(_on_random, shape, device, ours)
+        yield Row("grids", case, f"gmml_aug, {name}, zeros", build, 1, (theirs,))
+    yield Row("grids", case, theirs, functools.partial(_on_random, shape, device, peers.torchaudio_bars))
+
+
+def _on_random(shape: tuple[int, ...], device: str, make: Callable[[Tensor], Call]) -> Call:
+    return make(torch.randn(shape, device=device))
+
+
+def _ours_of(images: Tensor, **options: Any) -> Call:
+    return functools.partial(GroupMask(ratio=0.5, seed=0, **options), images)
 
 
 def _busy(device: str) -> Iterator[Row]:
