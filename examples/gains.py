@@ -2,9 +2,9 @@
 
     python examples/gains.py gains.png results/flowers-64.json [MORE.json ...]
 
-The files are ablation.json of ``ablate.py``, all with a row ``scratch``; more of them add seeds to the same rows. A
-point is the mean of the paired differences over all seeds and draws of the labels, a bar their standard deviation. The
-figures are printed too.
+The files are ablation.json of ``ablate.py``; more of them add rows, or seeds to the same rows. Each draw of the labels
+needs a row ``scratch`` in one of them. A point is the mean of the paired differences over all seeds and draws of the
+labels, a bar their standard deviation. The figures are printed too.
 """
 
 from __future__ import annotations
@@ -26,16 +26,23 @@ TITLES = {
 
 def gains(files: list[Path]) -> dict[str, dict[float, list[float]]]:
     """Return for each row and share of labels, in percent, the gains in points."""
-    found: dict[str, dict[float, list[float]]] = {}
+    accuracies: dict[str, dict[tuple[float, int], float]] = {}  # of each share and draw
     for path in files:
         table = json.loads(path.read_text())
-        if "scratch" not in table["rows"]:
-            raise SystemExit(f"{path} has no row scratch: give ablate.py --variants ... scratch")
+        draws = [seed * table["draws"] + number for seed in table["seeds"] for number in range(table["draws"])]
         for row, figures in table["rows"].items():
-            for percent in table["labels"] if row != "scratch" else ():
-                name = f"fine-tuned, {percent:g} %"
-                pairs = zip(figures[name]["each"], table["rows"]["scratch"][name]["each"], strict=True)
-                found.setdefault(row, {}).setdefault(percent, []).extend(one - other for one, other in pairs)
+            each = accuracies.setdefault(row, {})
+            for percent in table["labels"]:
+                for draw, value in zip(draws, figures[f"fine-tuned, {percent:g} %"]["each"], strict=True):
+                    if each.setdefault((percent, draw), value) != value:
+                        raise SystemExit(f"{path} has other figures of {row} than a file before it, with the same draw")
+    scratch = accuracies.pop("scratch", {})
+    found: dict[str, dict[float, list[float]]] = {}
+    for row, each in accuracies.items():
+        for (percent, draw), value in each.items():
+            if (percent, draw) not in scratch:
+                raise SystemExit(f"{row} has draw {draw} of {percent:g} % of the labels, and no row scratch has")
+            found.setdefault(row, {}).setdefault(percent, []).append(value - scratch[percent, draw])
     return found
 
 

@@ -230,13 +230,23 @@ def test_an_ablation_goes_on_where_it_was_stopped(
     assert len(judged) == len(rows)  # each by its own weights
     with pytest.raises(SystemExit, match=r"was made with labels \[10"):
         run("--labels", 20, *even)
-    picture, made_by_ablate = tmp_path / "gains.png", tmp_path / "ablation/ablation.json"
-    monkeypatch.setattr("sys.argv", ["gains.py", str(picture), str(made_by_ablate), str(made_by_ablate)])
-    importlib.import_module("gains").main()
+    picture, parts = tmp_path / "gains.png", [tmp_path / "rival.json", tmp_path / "rest.json"]
+    parts[0].write_text(json.dumps({**whole, "rows": {"mae": rows["mae"]}}))
+    parts[1].write_text(json.dumps({**whole, "rows": {row: rows[row] for row in rows if row != "mae"}}))
+    gains = importlib.import_module("gains")
+    monkeypatch.setattr("sys.argv", ["gains.py", *map(str, [picture, *parts])])
+    gains.main()
     printed = capsys.readouterr().out
     for row in ("groups", "tokens", "mae"):
         gain = rows[row][name]["mean"] - rows["scratch"][name]["mean"]
         assert f"{row:<20}{10:>8} %: {gain:+.1f}" in printed
+    monkeypatch.setattr("sys.argv", ["gains.py", *map(str, [picture, parts[0]])])
+    with pytest.raises(SystemExit, match=r"mae has draw 0 of 10 %.*no row scratch"):
+        gains.main()
+    parts[0].write_text(json.dumps({**whole, "seeds": [7], "rows": {"mae": rows["mae"]}}))
+    monkeypatch.setattr("sys.argv", ["gains.py", *map(str, [picture, *parts])])
+    with pytest.raises(SystemExit, match=r"mae has draw 7 of 10 %.*no row scratch"):
+        gains.main()
     assert picture.stat().st_size
 
 
