@@ -71,6 +71,14 @@ def test_a_plan_names_what_is_taken_and_left_out_and_writes_nothing(
     assert re.search(r"pretraining +200 epochs, \d+ steps: \d+", plan)
 
 
+def test_a_folder_of_fewer_images_than_a_step_takes_says_what_to_give(
+    photographs: Path, examples: Callable[[str], Any], tmp_path: Path
+) -> None:
+    message = r"--batch-size \d+, the default, is more than the 1[67] images to train on; give --batch-size 16 or less"
+    with pytest.raises(SystemExit, match=message):
+        examples("pretrain").main(["--data", str(photographs), "--output", str(tmp_path / "run"), "--dry-run"])
+
+
 def test_heic_is_read_where_pillow_heif_is_there(
     photographs: Path, examples: Callable[[str], Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -314,7 +314,7 @@ def test_weights_decay_but_no_norms_or_positions(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        (("--batch-size", 2000), "--batch-size 2000 is more than the 1437 images"),
+        (("--batch-size", 2000), "--batch-size 2000 is more than the 1437 images to train on; give --batch-size 1432"),
         (("--accumulation", 3), "does not divide by 1 processes times --accumulation 3"),
         (("--precision", "fp16"), "--precision fp16 needs a GPU"),
         (("--labels", 0.1, "--draws", 1), "that many percent of the 142 images of 0 is none"),

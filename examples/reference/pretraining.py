@@ -138,7 +138,12 @@ def run(call: Call, lock: runs.Lock, stop: runs.Stop, words: list[str]) -> None:
     check_call(call, config, processes)
     data = of_run(config, device)
     if len(data.train) < config.batch_size:
-        raise SystemExit(f"--batch-size {config.batch_size} is more than the {len(data.train)} images there are")
+        unit = 8 * processes.num_processes * config.accumulation  # see check_call
+        fits = len(data.train) // unit * unit or len(data.train)
+        raise SystemExit(
+            f"--batch-size {config.batch_size}{'' if 'batch_size' in call.given else ', the default,'} is more than "
+            f"the {len(data.train)} images to train on; give --batch-size {fits} or less"
+        )
     config = replace(config, training_images=len(data.train), version_of_images=data.fingerprint)
     try_masks(config, data)
     model, encoder_options = build(config, data.channels)
