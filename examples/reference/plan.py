@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -165,9 +166,11 @@ def fitted(
     per_epoch = len(data.train) // config.batch_size * speed.seconds
     left = 60 * minutes - after.seconds
     if left < per_epoch:
+        enough = math.ceil(max(3 * after.seconds, after.seconds + per_epoch) / 60)
         raise SystemExit(
             f"--minutes {minutes:g} is too short: an epoch takes {in_time(per_epoch)} here, and the comparison at the "
-            f"end {in_time(after.seconds)}; give more, fewer --draws or --rates, or a smaller network"
+            f"end {in_time(after.seconds)}; give --minutes {enough}, fewer --rates, a smaller network, or "
+            "--draws 0 to compare nothing"
         )
     return replace(config, epochs=int(left / per_epoch)), after
 
