@@ -45,7 +45,14 @@ def noise(key: Tensor, mean: float, std: float) -> Operation:
 
 
 def copy(image: Tensor | None, place: Tensor | None, like: Tensor, pool: bool) -> Operation:
-    """Write patches of an image, which broadcasts to ``(B, gh, gw)``; None: its own, at a place; None: the same."""
+    """Write whole patches of the images, or of the donors.
+
+    Args:
+        image: the number of the image that each patch comes from, int64, broadcasts to ``like``; None: its own.
+        place: the row-major place of that patch in its grid, int64, broadcasts to ``like``; None: the same place.
+        like: the plan's mask, for its shape and device.
+        pool: ``image`` counts in the donors of the call, not in the batch.
+    """
     patches = math.prod(like.shape[1:])
     if image is None:
         image = torch.arange(like.shape[0], device=like.device).view(-1, *(1,) * (like.ndim - 1))
