@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -143,9 +144,20 @@ def test_the_registry_is_what_users_are_offered(fill: str, capsys: pytest.Captur
 
     assert GroupMask(fill=fill).fills == (BUILT_IN[fill],)
     assert f'``"{fill}"``' in (GroupMask.__doc__ or "")
+    docs = Path(__file__).parent.parent / "docs"
+    assert f'| `"{fill}"` |' in (docs / "guide.md").read_text("utf-8")
+    assert f"::: gmml_aug.{type(BUILT_IN[fill]).__name__}\n" in (docs / "api.md").read_text("utf-8")
     with pytest.raises(SystemExit):
         main(["preview", "--help"])
     assert fill in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("fill", EACH)
+@pytest.mark.parametrize("ratio", [0.5, 1.0])
+def test_no_hidden_pixel_stays_as_it_was(fill: Any, ratio: float, backend: str) -> None:
+    images = torch.rand(32, 3, 12, 20, generator=torch.Generator().manual_seed(0)) + 1  # odd grids have a middle
+    out, mask = GroupMask(4, ratio, fill, seed=0)(images)
+    assert (out != images)[patch_to_pixel(mask, 4).expand(images.shape)].all()
 
 
 @pytest.mark.parametrize("inplace", [False, True])
