@@ -228,12 +228,14 @@ def check_writable(images: Tensor) -> None:
 
 def check_donors(donors: object, batch: Tensor) -> None:
     """Refuse donors that are not like the images."""
-    wanted = f"(N, {', '.join(map(str, batch.shape[1:]))})"
     if not isinstance(donors, Tensor):
-        raise TypeError(f"donors is a tensor of images {wanted}; got {type(donors).__name__}")
+        raise TypeError(
+            f"donors is a tensor of images (N, {', '.join(map(str, batch.shape[1:]))}); got {type(donors).__name__}"
+        )
     if donors.ndim != batch.ndim or donors.shape[1:] != batch.shape[1:] or donors.shape[0] == 0:
         raise ValueError(
-            f"donors have the images' shape, {wanted} with N at least 1; got {tuple(donors.shape)}; crop or resize them"
+            f"donors have the images' shape, (N, {', '.join(map(str, batch.shape[1:]))}) with N at least 1; got "
+            f"{tuple(donors.shape)}; crop or resize them"
         )
     if donors.dtype != batch.dtype or donors.device != batch.device:
         raise ValueError(

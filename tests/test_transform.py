@@ -445,6 +445,20 @@ def test_a_sample_takes_donors() -> None:
     assert label == "cat"
 
 
+@pytest.mark.slow
+def test_donors_of_other_sizes_compile() -> None:
+    """The second size makes all of them symbols to the compiler."""
+    torch.compiler.reset()
+    eager, module = (GroupMask(4, 0.5, "alien", seed=0) for _ in range(2))
+    fast = torch.compile(module, fullgraph=True, backend="eager")
+    for side in (8, 12, 16):
+        images, donors = torch.rand(2, 3, side, side), torch.rand(5, 3, side, side)
+        got, expected = fast(images, donors=donors), eager(images, donors=donors)
+        assert torch.equal(got.images, expected.images)
+    with pytest.raises(ValueError, match=r"shape, \(N, 3, 16, 16\) with N at least 1; got \(5, 3, 8, 8\)"):
+        eager(images, donors=donors[..., :8, :8])
+
+
 @pytest.mark.parametrize("name", MaskPlan._fields)
 def test_each_field_of_a_plan_is_checked(name: str) -> None:
     corrupt, images = GroupMask(8, 0.5, inplace=True), torch.zeros(4, 3, 32, 32)
