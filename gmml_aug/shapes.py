@@ -54,7 +54,7 @@ def block_sizes(
     """Return how often BEiT's and DINOv2's blocks have each size on a grid, as ``GroupMask(group_size=)`` takes it.
 
     A block's area is uniform and the logarithm of its aspect ratio too; its sides are the square roots of their product
-    and their quotient, rounded, and are drawn again where one does not lie within the grid (Bao et al., arXiv
+    and their quotient, rounded, and are drawn again where one is not below the grid's (Bao et al., arXiv
     2106.08254, algorithm 1). That makes the sides before rounding uniform over a region of the plane.
 
     Args:
@@ -77,8 +77,11 @@ def block_sizes(
             raise TypeError(f"{name} is a pair of {'ints' if name == 'grid' else 'numbers'}; got {pair!r}")
     if min(grid) < 1:
         raise ValueError(f"grid is (height, width) with at least 1 patch a side; got {tuple(grid)}")
-    if not (0 < area[0] <= area[1] <= 1 and 0 < aspect[0] <= aspect[1] < math.inf):
-        raise ValueError(f"area is (low, high) in (0, 1], and aspect above 0; got {tuple(area)} and {tuple(aspect)}")
+    if not (0 < area[0] < area[1] <= 1 and 0 < aspect[0] < aspect[1] < math.inf):
+        raise ValueError(
+            "area is (low, high) in (0, 1], and aspect above 0, each with low below high; got "
+            f"{tuple(area)} and {tuple(aspect)}; sizes of your own are a mapping, as {{(3, 3): 1}}"
+        )
     rows, columns = grid
     steps = 64  # of a height, within which widths are reckoned exactly
     height = (torch.arange(rows * steps, dtype=torch.float64, device="cpu")[:, None] + 0.5) / steps + 0.5
