@@ -124,7 +124,8 @@ def masked_indices(mask: Tensor, num_prefix_tokens: int = 0) -> Tensor:
     if len(counts) and bool((counts != counts[0]).any()):
         raise ValueError(
             f"indices form a (B, n) tensor only where every image has the same count; this mask's images have "
-            f"{int(counts.min())} to {int(counts.max())}. Give GroupMask one ratio, not a range, and p=1"
+            f"{int(counts.min())} to {int(counts.max())}. Give GroupMask one ratio, not a range, p=1, and with valid= "
+            "as many valid patches in every image"
         )
     return mask.flatten(1).nonzero()[:, 1].reshape(len(mask), -1 if mask.numel() else 0) + num_prefix_tokens
 
