@@ -201,6 +201,9 @@ def as_patches(name: str, patches: object, shape: Sequence[int], device: torch.d
         if isinstance(patches, Tensor):
             got, way = str(patches.dtype), f"{name} > 0"
         raise TypeError(f"{name} is a bool tensor, one value for each patch; got {got}; convert it, as by {way}")
+    if patches.is_nested or patches.layout != torch.strided:
+        kind = "nested" if patches.is_nested else str(patches.layout)
+        raise TypeError(f"{name} is a dense tensor; got a {kind} one; convert it, by {name}.to_dense() or so")
     if patches.shape != tuple(shape):
         raise ValueError(f"{name} has a value for each patch, shape {tuple(shape)}; got {tuple(patches.shape)}")
     if patches.device != device:

@@ -89,6 +89,11 @@ def test_a_given_mask_serves_all_images_of_a_sample() -> None:
         (torch.zeros(4, 4, 5, dtype=torch.bool), ValueError, r"shape \(4, 4, 4\); got \(4, 4, 5\)"),
         (torch.zeros(4, 4, dtype=torch.bool), ValueError, r"shape \(4, 4, 4\); got \(4, 4\)"),
         (torch.zeros(4, 4, 4, dtype=torch.bool, device="meta"), ValueError, r"is on meta.*mask.to\('cpu'\)"),
+        (
+            torch.zeros(4, 4, 4, dtype=torch.bool).to_sparse(),
+            TypeError,
+            r"got a torch.sparse_coo one.*mask.to_dense\(\)",
+        ),
     ],
 )
 def test_masks_that_do_not_fit_are_refused_untouched(mask: Any, error: type[Exception], words: str) -> None:
