@@ -112,8 +112,9 @@ class GroupMask(State):
 
     @property
     def group_size(self) -> Any:
-        """The sizes of groups, as they were given. They may be set."""
-        return self.__dict__["_group_size"]
+        """The sizes of groups, as they were given; of a mapping a copy. They may be set."""
+        given = self.__dict__["_group_size"]
+        return dict(given) if isinstance(given, dict) else given  # a change of the mapping itself would draw nothing
 
     @group_size.setter
     def group_size(self, group_size: inputs.GroupSize) -> None:

@@ -488,6 +488,7 @@ def test_a_group_size_that_is_set_later_is_drawn_and_checked() -> None:
     for again in (corrupt, pickle.loads(pickle.dumps(corrupt)), deepcopy(corrupt)):
         masks = again.sample((3, 1, 14, 14), index=index).mask
         assert torch.equal(masks, other.sample((3, 1, 14, 14), index=index).mask)
+    corrupt.group_size[(5, 5)] = 1  # into a copy
     with pytest.raises(ValueError, match="1 <= low <= high"):
         corrupt.group_size = (3, 1)
     assert corrupt.group_size == other.group_size
