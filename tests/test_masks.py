@@ -203,7 +203,7 @@ def test_valid_patches_of_large_grids_take_small_groups(names: str) -> None:
 
 def test_groups_too_small_for_so_many_valid_patches_are_refused_with_what_helps() -> None:
     """Another ratio would not: whatever it is, the patches that are valid may be any."""
-    corrupt, valid = GroupMask(1, 0.5, group_size=(1, 4)), torch.ones(1, 1024, 1024, dtype=torch.bool)
+    corrupt, valid = GroupMask(1, 0.001, group_size=(1, 4)), torch.ones(1, 1024, 1024, dtype=torch.bool)
     corrupt.sample((1, 1, 1024, 1024))
     with pytest.raises(ValueError, match=r"1048576 patches.*with valid=.*; use larger groups, or a larger patch"):
         corrupt.sample((1, 1, 1024, 1024), valid=valid)
