@@ -1,6 +1,6 @@
 """Measure all rows side by side and say what came out: tables on the screen, numbers and two plots in a folder.
 
-    python benchmarks/report.py            # everything, some five minutes
+    python benchmarks/report.py            # everything, some ten minutes
     python benchmarks/report.py --quick    # one minute, few rows, a table to paste into an issue; needs torch alone
 
 The rows of a table take turns, round after round, so that what else the machine does slows all of them alike. A turn
