@@ -7,6 +7,7 @@ image, so does the loop here; where it has a batched way, that is used. About ha
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -230,9 +231,8 @@ def torchvision_cutmix(images: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
 
 def monai_dropout(volumes: Tensor, side: int, value: Any) -> Callable[[], list[Tensor]]:
     """MONAI's holes in each volume, half as many as patches, written in place: they overlap, and hide some 37 %."""
-    from monai.transforms import RandCoarseDropout
-
-    drop = RandCoarseDropout(volumes[0, 0].numel() // side**3 // 2, side, fill_value=value, prob=1.0)
+    transforms: Any = importlib.import_module("monai.transforms")
+    drop = transforms.RandCoarseDropout(volumes[0, 0].numel() // side**3 // 2, side, fill_value=value, prob=1.0)
     return lambda: [drop(volume) for volume in volumes]
 
 

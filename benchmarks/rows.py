@@ -220,27 +220,22 @@ def _grids(device: str) -> Iterator[Row]:
     """Volumes and spectrograms, half of each hidden: the whole transform."""
     fills: tuple[tuple[str, Any], ...] = (("zeros", 0.0), ("noise", (-1.0, 1.0)))
     for side in (16, 8):
-        case, shape = f"2 x 1 x 96 x 96 x 96 float32, patches of {side}", (2, 1, 96, 96, 96)
-        yield Row("grids", case, CLONE, functools.partial(_on_random, shape, device, lambda images: images.clone))
+        case, volumes = f"2 x 1 x 96 x 96 x 96 float32, patches of {side}", (2, 1, 96, 96, 96)
+        yield Row("grids", case, CLONE, functools.partial(_on_random, volumes, device, lambda images: images.clone))
         for fill, value in fills:
             theirs = f"MONAI RandCoarseDropout, volume by volume, in place, {fill}"
             ours = functools.partial(_ours_of, patch_size=(side, side, side), fill=fill)
-            yield Row(
-                "grids", case, f"gmml_aug, {fill}", functools.partial(_on_random, shape, device, ours), 1, (theirs,)
-            )
+            build = functools.partial(_on_random, volumes, device, ours)
+            yield Row("grids", case, f"gmml_aug, {fill}", build, 1, (theirs,))
             peer = functools.partial(peers.monai_dropout, side=side, value=value)
-            yield Row("grids", case, theirs, functools.partial(_on_random, shape, device, peer))
-    theirs, case, shape = (
-        "torchaudio TimeMasking and FrequencyMasking",
-        "64 x 1 x 128 x 1024 float32",
-        (64, 1, 128, 1024),
-    )
-    yield Row("grids", case, CLONE, functools.partial(_on_random, shape, device, lambda images: images.clone))
+            yield Row("grids", case, theirs, functools.partial(_on_random, volumes, device, peer))
+    theirs, case = "torchaudio TimeMasking and FrequencyMasking", "64 x 1 x 128 x 1024 float32"
+    on_spectrograms = functools.partial(_on_random, (64, 1, 128, 1024), device)
+    yield Row("grids", case, CLONE, functools.partial(on_spectrograms, lambda images: images.clone))
     for patch, thick, name in ((16, 1, "bars of 16 bins or frames"), (1, 16, "the same, in patches of 1")):
         ours = functools.partial(_ours_of, patch_size=patch, group_size={(thick, "all"): 1, ("all", thick): 1})
-        build = functools.partial(_on_random, shape, device, ours)
-        yield Row("grids", case, f"gmml_aug, {name}, zeros", build, 1, (theirs,))
-    yield Row("grids", case, theirs, functools.partial(_on_random, shape, device, peers.torchaudio_bars))
+        yield Row("grids", case, f"gmml_aug, {name}, zeros", functools.partial(on_spectrograms, ours), 1, (theirs,))
+    yield Row("grids", case, theirs, functools.partial(on_spectrograms, peers.torchaudio_bars))
 
 
 def _on_random(shape: tuple[int, ...], device: str, make: Callable[[Tensor], Call]) -> Call:
