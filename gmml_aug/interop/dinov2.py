@@ -49,7 +49,7 @@ class MaskGenerator:
         if len(corrupt.patch_size) != 2:
             raise ValueError(f"MaskGenerator draws for images; got a patch_size of three sides, {corrupt.patch_size}")
         self.grid: tuple[int, int] = int(grid[0]), int(grid[1])
-        self.num_patches = self.grid[0] * self.grid[1]
+        self.num_patches: int = self.grid[0] * self.grid[1]
         # On the CPU, because collate functions run in worker processes, where there is no accelerator.
         self._corrupt = deepcopy(corrupt).cpu()
         # A batch of one image, of which only the shape counts: one element of memory, and quicker than a bare shape.
