@@ -1,6 +1,6 @@
 """Draw what pretraining gains over training from scratch, by share of labels: one line for each row of ablate.py.
 
-    python examples/gains.py gains.png results/flowers-64.json [MORE.json ...]
+    python examples/gains.py gains.png results/flowers-64-groups.json [MORE.json ...]
 
 The files are ablation.json of ``ablate.py``; more of them add rows, or seeds to the same rows. Each draw of the labels
 needs a row ``scratch`` in one of them. A point is the mean of the paired differences over all seeds and draws of the
