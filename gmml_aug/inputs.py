@@ -229,16 +229,19 @@ def check_writable(images: Tensor) -> None:
         reach = stride * side
 
 
+def _like(batch: Tensor) -> str:
+    """Return the shape of donors in words, for errors alone: sizes that a compiler has as symbols have none."""
+    return f"(N, {', '.join(map(str, batch.shape[1:]))})"
+
+
 def check_donors(donors: object, batch: Tensor) -> None:
     """Refuse donors that are not like the images."""
     if not isinstance(donors, Tensor):
-        raise TypeError(
-            f"donors is a tensor of images (N, {', '.join(map(str, batch.shape[1:]))}); got {type(donors).__name__}"
-        )
+        raise TypeError(f"donors is a tensor of images {_like(batch)}; got {type(donors).__name__}")
     if donors.ndim != batch.ndim or donors.shape[1:] != batch.shape[1:] or donors.shape[0] == 0:
         raise ValueError(
-            f"donors have the images' shape, (N, {', '.join(map(str, batch.shape[1:]))}) with N at least 1; got "
-            f"{tuple(donors.shape)}; crop or resize them"
+            f"donors have the images' shape, {_like(batch)} with N at least 1; got {tuple(donors.shape)}; crop or "
+            "resize them"
         )
     if donors.dtype != batch.dtype or donors.device != batch.device:
         raise ValueError(
