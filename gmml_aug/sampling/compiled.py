@@ -32,11 +32,11 @@ def _loop() -> Any:
     halves = compiled(sequential.halves, pair(u64, i64), word_)
     span = compiled(sequential.span, pair(u64, i64, i64, i64, i64, i64), halves)
     count = compiled(sequential.count, i64(u64, numbers, longs, i64), halves)
-    smallest = compiled(sequential.smallest, i64(longs, i64, i64))
+    above = compiled(sequential.above, i64(longs, i64, i64))
     drawn = (types.boolean[::1], types.int32[::1])
     choice = compiled(sequential.entry, i64(i64, longs))
     asked = numbers, longs, longs, types.boolean[::1]
-    hide = compiled(sequential.hide, types.void(u64, *asked, i64, *drawn, longs), halves, span, choice, count, smallest)
+    hide = compiled(sequential.hide, types.void(u64, *asked, i64, *drawn, longs), halves, span, choice, count, above)
     arguments = (i64, i64, longs, i64, i64, i64, numbers, longs, *asked[1:], longs, longs, longs, *drawn, longs)
     return compiled(sequential.draw_images, types.void(*arguments), word_, halves, hide)
 

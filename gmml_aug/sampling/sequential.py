@@ -66,15 +66,17 @@ def count(key: int, n: Numbers, limits: Sequence[int], image: int) -> int:
     return min(max(number, least), most)
 
 
-def smallest(order: Sequence[int], length: int, number: int) -> int:
-    """Return the ``number``-th smallest of the first ``length`` numbers of 42 bits, found bit by bit from above."""
+def above(order: Sequence[int], length: int, number: int) -> int:
+    """Return a number below which lie exactly ``number`` of the first ``length``, all different and of 42 bits."""
     found = 0
-    for bit in range(41, -1, -1):
+    for bit in range(42, -1, -1):
         middle, below = found | 1 << bit, 0
         for i in range(length):
             below += order[i] < middle
-        if below < number:
+        if below <= number:
             found = middle
+        if below == number:  # after some 9 of 43 steps, for 196 patches
+            break
     return found
 
 
@@ -115,15 +117,16 @@ def hide(
         top, bottom = span(key, slot, rows[0], rows[1], height, inside)
         first, last = span(key, slot + 1, columns[0], columns[1], width, inside)
         # As many columns whatever the group's width, and no branch on a patch: a processor that guesses wrong half of
-        # the time loses a quarter of it (14x14, half hidden, compiled: 1.06 us a mask instead of 1.39).
+        # the time loses a quarter of it (14x14, half hidden, compiled: 1.06 us a mask instead of 1.39). And a row by
+        # itself, so that its indices are seen to need no check of their sign (1.25 us instead of 1.62).
         edge = min(first, width - wide)
         first, last = first - edge, last - edge
         for sheet in range(front, back):
-            for row in range(sheet * height + top, sheet * height + bottom):
-                begin = row * width + edge
+            for line in range(sheet * height + top, sheet * height + bottom):
+                row = group[line * width + edge : line * width + edge + wide]
                 for i in range(wide):
-                    new = (group[begin + i] == -1) & (i >= first) & (i < last)
-                    group[begin + i] = k if new else group[begin + i]  # a patch belongs to the first that covers it
+                    new = (row[i] == -1) & (i >= first) & (i < last)
+                    row[i] = k if new else row[i]  # a patch belongs to the first that covers it
                     left -= new
         if left < 0:  # the last group is cut, at its beginning or at its end
             backwards = halves(key, CUT_SLOT)[0] >> 31
@@ -139,10 +142,10 @@ def hide(
         for place in range(patches):
             order[length] = halves(key, PATCH_SLOT + place)[1] % 2**20 << 22 | place
             length += group[place] == -1
-        last = smallest(order, length, left)
+        bound = above(order, length, left)
         for i in range(length):
             place = order[i] & 0x3FFFFF
-            group[place] = n.rectangles + place if order[i] <= last else -1
+            group[place] = n.rectangles + place if order[i] < bound else -1
     for place in range(patches):
         mask[place] = group[place] >= 0
     for place in range(patches if invert else limited):
