@@ -154,8 +154,8 @@ def _on_images(
     return make(images.clone() if inplace else images)  # each call in place goes on with what the last one left
 
 
-def _ours(images: Tensor, fill: Any, inplace: bool, compiled: bool) -> Call:
-    corrupt: Callable[[Tensor], object] = GroupMask(peers.PATCH, 0.5, fill, seed=0, inplace=inplace)
+def _ours(images: Tensor, compiled: bool = False, **options: Any) -> Call:
+    corrupt: Callable[[Tensor], object] = GroupMask(ratio=0.5, seed=0, **options)
     if compiled:
         torch._dynamo.config.recompile_limit = 64  # one function for all these modules, and 8 is all that it may have
         corrupt = torch.compile(corrupt, fullgraph=True)
@@ -193,7 +193,8 @@ def _transform(device: str, gmml: str | None) -> Iterator[Row]:
     lines: list[tuple[str, Callable[[Tensor], Call], bool, tuple[str, ...]]] = [(clone, theirs.pop(clone), False, ())]
     for name, (fill, *against) in fills.items():
         for inplace, compiled in itertools.product((False, True), (False, True) if device == "cuda" else (False,)):
-            ours = functools.partial(_ours, fill=fill, inplace=inplace, compiled=compiled)
+            options = {"patch_size": peers.PATCH, "fill": fill, "inplace": inplace, "compiled": compiled}
+            ours = functools.partial(_ours, **options)
             title = f"gmml_aug, {name}{', in place' * inplace}{', compiled' * compiled}"
             lines.append((title, ours, inplace, against[inplace]))
     lines += [(name, make, name == inplace_erasing, ()) for name, make in theirs.items()]
@@ -224,7 +225,7 @@ def _grids(device: str) -> Iterator[Row]:
         yield Row("grids", case, CLONE, functools.partial(_on_random, volumes, device, lambda images: images.clone))
         for fill, value in fills:
             theirs = f"MONAI RandCoarseDropout, volume by volume, in place, {fill}"
-            ours = functools.partial(_ours_of, patch_size=(side, side, side), fill=fill)
+            ours = functools.partial(_ours, patch_size=(side, side, side), fill=fill)
             build = functools.partial(_on_random, volumes, device, ours)
             yield Row("grids", case, f"gmml_aug, {fill}", build, 1, (theirs,))
             peer = functools.partial(peers.monai_dropout, side=side, value=value)
@@ -233,17 +234,13 @@ def _grids(device: str) -> Iterator[Row]:
     on_spectrograms = functools.partial(_on_random, (64, 1, 128, 1024), device)
     yield Row("grids", case, CLONE, functools.partial(on_spectrograms, lambda images: images.clone))
     for patch, thick, name in ((16, 1, "bars of 16 bins or frames"), (1, 16, "the same, in patches of 1")):
-        ours = functools.partial(_ours_of, patch_size=patch, group_size={(thick, "all"): 1, ("all", thick): 1})
+        ours = functools.partial(_ours, patch_size=patch, group_size={(thick, "all"): 1, ("all", thick): 1})
         yield Row("grids", case, f"gmml_aug, {name}, zeros", functools.partial(on_spectrograms, ours), 1, (theirs,))
     yield Row("grids", case, theirs, functools.partial(on_spectrograms, peers.torchaudio_bars))
 
 
 def _on_random(shape: tuple[int, ...], device: str, make: Callable[[Tensor], Call]) -> Call:
     return make(torch.randn(shape, device=device))
-
-
-def _ours_of(images: Tensor, **options: Any) -> Call:
-    return functools.partial(GroupMask(ratio=0.5, seed=0, **options), images)
 
 
 def _busy(device: str) -> Iterator[Row]:
