@@ -234,7 +234,8 @@ def _grids(device: str) -> Iterator[Row]:
     on_spectrograms = functools.partial(_on_random, (64, 1, 128, 1024), device)
     yield Row("grids", case, CLONE, functools.partial(on_spectrograms, lambda images: images.clone))
     for patch, thick, name in ((16, 1, "bars of 16 bins or frames"), (1, 16, "the same, in patches of 1")):
-        ours = functools.partial(_ours, patch_size=patch, group_size={(thick, "all"): 1, ("all", thick): 1})
+        sizes = {(thick, "all"): 1, ("all", thick): 1}
+        ours = functools.partial(_ours, patch_size=patch, fill="zeros", group_size=sizes)
         yield Row("grids", case, f"gmml_aug, {name}, zeros", functools.partial(on_spectrograms, ours), 1, (theirs,))
     yield Row("grids", case, theirs, functools.partial(on_spectrograms, peers.torchaudio_bars))
 
