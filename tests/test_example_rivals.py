@@ -322,3 +322,11 @@ def test_mae_needs_as_many_in_every_image_and_some_of_both() -> None:
         made(MAE, dim=12)
     with pytest.raises(SystemExit, match="got 40 and 8"):
         made(MAE, dim=40, heads=8)
+
+
+@pytest.mark.parametrize(("fill", "several"), [("alien", False), ("alien-by-group", True)])
+def test_groups_may_come_from_one_image_or_from_one_each(fill: str, several: bool) -> None:
+    images = torch.arange(8.0).view(8, 1, 1, 1).expand(8, 1, 16, 16).contiguous()
+    corrupted = masks(config(fill=[fill], ratio=(0.7, 0.7), group_size=(1, 1)))(images).images
+    donors = [set(image.unique().tolist()) - {float(i)} for i, image in enumerate(corrupted)]
+    assert all((len(each) > 1) == several for each in donors)

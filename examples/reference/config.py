@@ -41,7 +41,11 @@ class Config:
     fuse: str = option("how", "mean", choices=("mean", "last", "learned"))
     decoder_depth: int = option("pointwise layers of the decoder", 2, type=int, least=0)
     ratio: tuple[float, float] = option("share of patches hidden: from, to", (0.4, 0.7), type=float, pair=True)
-    fill: tuple[str, ...] = option("one is drawn per image", ("noise", "alien"), nargs="+")
+    fill: tuple[str, ...] = option(
+        "one is drawn per image; alien-by-group takes each group from an image of its own",
+        ("noise", "alien"),
+        nargs="+",
+    )
     group_size: tuple[int, int] = option(
         "side of a group in patches: from, to; 1 hides single patches", type=int, pair=True
     )

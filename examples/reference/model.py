@@ -17,7 +17,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
-from gmml_aug import GroupMask
+from gmml_aug import Alien, GroupMask
 
 from .config import Config
 
@@ -210,9 +210,10 @@ def encoder_weights(config: dict[str, Any], weights: dict[str, Tensor]) -> dict[
 
 def masks(config: Config, **other: Any) -> GroupMask:
     """Return the corruption of a run's settings, with other arguments in the place of some."""
+    fills = (Alien("group") if name == "alien-by-group" else name for name in config.fill)
     asked: dict[str, Any] = {
         "ratio": config.ratio,
-        "fill": dict.fromkeys(config.fill, 1.0),
+        "fill": dict.fromkeys(fills, 1.0),
         "group_size": config.group_size,
         "seed": config.seed,
     }
