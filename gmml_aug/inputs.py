@@ -266,6 +266,13 @@ def as_flag(name: str, value: object) -> bool:
     return value
 
 
+def lies_inside(placement: object) -> bool:
+    """Tell whether groups lie wholly on the grid."""
+    if placement not in ("uniform", "inside"):
+        raise ValueError(f"placement is 'uniform' or 'inside'; got {placement!r}")
+    return placement == "inside"
+
+
 def as_ratio(ratio: object) -> tuple[float, float]:
     """Return the range of a ratio."""
     if not isinstance(ratio, (tuple, list)):

@@ -104,8 +104,7 @@ class GroupMask(State):
         self.patch_size = as_patch_size(patch_size)
         self.fills, self.weights = weighted(fill)
         self.group_size = group_size
-        if placement not in ("uniform", "inside"):
-            raise ValueError(f"placement is 'uniform' or 'inside'; got {placement!r}")
+        inputs.lies_inside(placement)
         self.placement = placement
         self.invert: bool = inputs.as_flag("invert", invert)
         self.inplace = inputs.as_flag("inplace", inplace)
@@ -287,7 +286,7 @@ class GroupMask(State):
 
     def _check(self, images: Tensor, batch: Tensor, donors: Tensor | None) -> None:
         grid = inputs.checked_grid(batch.shape, self.patch_size)
-        if self.inplace:
+        if inputs.as_flag("inplace", self.inplace):
             inputs.check_writable(images)
         if donors is not None:
             if donors is images:
@@ -316,7 +315,7 @@ class GroupMask(State):
                 "DistributedDataParallel, seed=None or index=, or corrupt the batch before it is scattered"
             )
         # Devices that lack the arithmetic have their plans drawn on the CPU.
-        where, inside = device if device.type in ARITHMETIC else _CPU, self.placement == "inside"
+        where, inside = device if device.type in ARITHMETIC else _CPU, inputs.lies_inside(self.placement)
         shares: Tensor = self.__dict__["_shares"]  # Module's own way costs a tenth of drawing a mask
         grid = inputs.checked_grid(shape, self.patch_size, self._sizes.largest if mask is None else ())
         if valid is not None:
@@ -326,8 +325,8 @@ class GroupMask(State):
         if mask is not None:  # no group is drawn, as for a ratio of 0
             mask, shares = inputs.as_patches("mask", mask, (*batch, *grid), device).to(where, copy=True), 0 * shares
         sizes, weights, _ = self._sizes if mask is None else inputs.ANY_SIZE
-        asked = grid, shares, sizes, inside, self.weights, self.invert, weights
-        plan = drawn(Call(counter, named, valid, self.seed, self._home, batch, where, *asked))
+        asked = grid, shares, sizes, inside, self.weights, inputs.as_flag("invert", self.invert), weights
+        plan = drawn(Call(counter, named, valid, inputs.as_seed(self.seed), self._home, batch, where, *asked))
         return plan if mask is None else plan._replace(mask=mask, group=alone(mask, grid))
 
     def _write(self, images: Tensor, plan: MaskPlan, donors: Tensor | None) -> Masked:

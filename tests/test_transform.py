@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import subprocess
 import sys
 from copy import deepcopy
@@ -147,6 +148,24 @@ def test_the_ratio_may_follow_a_schedule() -> None:
     assert corrupt(torch.zeros(2, 3, 32, 32)).mask.flatten(1).sum(1).tolist() == [12, 12]
     with pytest.raises(ValueError, match="reversed"):
         corrupt.ratio = (0.9, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("invert", "no", "invert is True or False; got 'no'"),
+        ("inplace", 1, "inplace is True or False; got 1"),
+        ("placement", "within", "placement is 'uniform' or 'inside'; got 'within'"),
+        ("seed", 1.5, "seed is None or an int; got 1.5"),
+        ("seed", 2**70, "seed has 64 bits"),
+    ],
+)
+def test_what_is_set_later_is_checked_by_the_next_call(name: str, value: Any, said: str) -> None:
+    corrupt, images = GroupMask(8, 0.5, seed=0), torch.ones(2, 3, 32, 32)
+    setattr(corrupt, name, value)
+    with pytest.raises((TypeError, ValueError), match=re.escape(said)):
+        corrupt(images)
+    assert corrupt.counter == 0
 
 
 @pytest.mark.parametrize("fill", ["zeros", "noise", "alien", "shuffle", {"shuffle": 1, "alien": 1}])
