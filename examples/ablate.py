@@ -56,8 +56,6 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "mae-equal-time": ("--method", "mae", "--epochs", "x1.75"),
     "simmim-equal-time": ("--method", "simmim", "--epochs", "x1.33"),
     "scratch": (),
-    "epochs-x0.25": ("--epochs", "x0.25"),
-    "epochs-x0.5": ("--epochs", "x0.5"),
     "epochs-x2": ("--epochs", "x2"),
     "epochs-x4": ("--epochs", "x4"),
 }

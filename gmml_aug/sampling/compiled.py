@@ -15,7 +15,7 @@ from ..rng import word
 from . import Samples, sequential
 
 _LEAST = 2**14  # patches that are worth a thread of their own
-_NONE, _NO_VALID = np.empty(0, np.int64), np.empty(0, np.bool_)
+_NO_NUMBERS, _NO_VALID = np.empty(0, np.int64), np.empty(0, np.bool_)
 
 
 @lru_cache(maxsize=256)
@@ -32,11 +32,11 @@ def _loop() -> Any:
     halves = compiled(sequential.halves, pair(u64, i64), word_)
     span = compiled(sequential.span, pair(u64, i64, i64, i64, i64, i64), halves)
     count = compiled(sequential.count, i64(u64, numbers, longs, i64), halves)
-    above = compiled(sequential.above, i64(longs, i64, i64))
+    cutoff = compiled(sequential.cutoff, i64(longs, i64, i64))
     drawn = (types.boolean[::1], types.int32[::1])
     choice = compiled(sequential.entry, i64(i64, longs))
     asked = numbers, longs, longs, types.boolean[::1]
-    hide = compiled(sequential.hide, types.void(u64, *asked, i64, *drawn, longs), halves, span, choice, count, above)
+    hide = compiled(sequential.hide, types.void(u64, *asked, i64, *drawn, longs), halves, span, choice, count, cutoff)
     arguments = (i64, i64, longs, i64, i64, i64, numbers, longs, *asked[1:], longs, longs, longs, *drawn, longs)
     return compiled(sequential.draw_images, types.void(*arguments), word_, halves, hide)
 
@@ -53,8 +53,8 @@ def draw(root: int, samples: Samples, settings: Settings) -> MaskPlan:
     # Allocated by NumPy, flat, which takes a fraction of the time that views of tensors do.
     fill, donor, key = np.empty(batch, np.int64), np.empty(batch, np.int64), np.empty(batch, np.int64)
     mask, group = np.empty(batch * patches, np.bool_), np.empty(batch * patches, np.int32)
-    index = _NONE if samples.named is None else samples.named.contiguous().numpy()
-    limits, valid = _NONE, _NO_VALID
+    index = _NO_NUMBERS if samples.named is None else samples.named.contiguous().numpy()
+    limits, valid = _NO_NUMBERS, _NO_VALID
     if samples.valid is not None:
         limits, valid = (t.reshape(-1).numpy() for t in (settings.limits(samples.valid), samples.valid))
 

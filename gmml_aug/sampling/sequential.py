@@ -66,7 +66,7 @@ def count(key: int, n: Numbers, limits: Sequence[int], image: int) -> int:
     return min(max(number, least), most)
 
 
-def above(order: Sequence[int], length: int, number: int) -> int:
+def cutoff(order: Sequence[int], length: int, number: int) -> int:
     """Return a number below which lie exactly ``number`` of the first ``length``, all different and of 42 bits."""
     found = 0
     for bit in range(42, -1, -1):
@@ -118,7 +118,7 @@ def hide(
         first, last = span(key, slot + 1, columns[0], columns[1], width, inside)
         # As many columns whatever the group's width, and no branch on a patch: a processor that guesses wrong half of
         # the time loses a quarter of it (14x14, half hidden, compiled: 1.06 us a mask instead of 1.39). And a row by
-        # itself, so that its indices are seen to need no check of their sign (1.25 us instead of 1.62).
+        # itself, so that its indices are seen to need no check of their sign (1.25 us, not 1.62, on a slower one).
         edge = min(first, width - wide)
         first, last = first - edge, last - edge
         for sheet in range(front, back):
@@ -142,7 +142,7 @@ def hide(
         for place in range(patches):
             order[length] = halves(key, PATCH_SLOT + place)[1] % 2**20 << 22 | place
             length += group[place] == -1
-        bound = above(order, length, left)
+        bound = cutoff(order, length, left)
         for i in range(length):
             place = order[i] & 0x3FFFFF
             group[place] = n.rectangles + place if order[i] < bound else -1
