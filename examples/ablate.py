@@ -5,13 +5,13 @@
 Everything after ``--`` goes to pretrain.py for every variant. Each variant and seed is a run folder of its own inside
 runs/ablation, pretrained by pretrain.py and judged by evaluate.py's code: linear probe and nearest neighbours on frozen
 features with all labels, and fine-tuning for ``--steps`` with each of ``--labels`` percent. Of several ``--rates`` the
-best is searched for every row and share of labels by itself, with the first seed, on training images without a label;
-the labels and the images of the search are the same for all rows. ``scratch`` is the base's network without
-pretraining; ``mae`` and ``simmim`` are other methods. Nothing that is finished is done again. The table is printed and
-written to ablation.json: mean and standard deviation over pretraining seeds, each of which has ``--draws`` draws of
-labels of its own; and, paired draw by draw, the difference from the first variant. The same command goes on where it
-was stopped; with other variants or more seeds it adds to what is there. It begins with a plan; ``--dry-run`` ends
-there.
+best is searched for every row and share of labels by itself, with the first seed, on training images without a label:
+the best mean over ``--search-draws`` draws of labels, which are the same for all rows. ``scratch`` is the base's
+network without pretraining; ``mae`` and ``simmim`` are other methods. Nothing that is finished is done again. The table
+is printed and written to ablation.json: mean and standard deviation over pretraining seeds, each of which has
+``--draws`` draws of labels of its own; and, paired draw by draw, the difference from the first variant. The same
+command goes on where it was stopped; with other variants or more seeds it adds to what is there. It begins with a plan;
+``--dry-run`` ends there.
 """
 
 from __future__ import annotations
@@ -79,6 +79,11 @@ def folder(args: argparse.Namespace, variant: str, seed: int) -> Path:
     return path
 
 
+def searched(args: argparse.Namespace) -> int:
+    """Return how many fine-tunings the search takes for one row and share of labels."""
+    return len(args.rates) * args.search_draws if len(args.rates) > 1 else 0
+
+
 def judge(
     run: Path, args: argparse.Namespace, data: Data, seed: int, pretrained: bool, chosen: dict[float, float]
 ) -> dict[str, list[float]]:
@@ -90,14 +95,14 @@ def judge(
     from reference.checkpoint import tensors
     from reference.data import the_same_images
     from reference.draws import draw, draw_for_search
-    from reference.evaluation import SEARCH_SEED, Evaluation, decaying, probe
+    from reference.evaluation import SEARCH_SEED, Evaluation, decaying, probe, search
     from reference.finetuning import labels_of
     from sklearn.neighbors import KNeighborsClassifier
     from torch import arange
 
     config = config_of_finished(run)
     the_same_images(run, config, data)
-    count = len(args.labels) * (args.draws + len(args.rates) * (len(args.rates) > 1 and not chosen))
+    count = len(args.labels) * (args.draws + (0 if chosen else searched(args)))
     weights = tensors(run / "autoencoder.safetensors")
     evaluation = Evaluation(run, config, data, PartialState().device, config.data, weights, planned=count)
     assert data.test is not None
@@ -114,16 +119,17 @@ def judge(
     }
     for percent in args.labels:
         one = {"side": side, "percent": percent, "steps": args.steps, **decaying(config)}
+
+        def score(lr: float, steps: int, percent: float = percent, one: dict[str, Any] = one) -> list[float]:
+            scores = []
+            for number in range(SEARCH_SEED, SEARCH_SEED + args.search_draws):
+                labelled, scored = draw_for_search(labels, percent, number, data.classes)
+                job = {**one, "purpose": "search", "seed": number, "lr": lr, "steps": steps}
+                scores.append(evaluation.finetuned(job, labelled, (data.train, scored)))
+            return scores
+
         if percent not in chosen:
-            scores = dict.fromkeys(args.rates, 0.0)
-            if len(scores) > 1:
-                searched = draw_for_search(labels, percent, SEARCH_SEED, data.classes)
-                search = {**one, "purpose": "search", "seed": SEARCH_SEED}
-                scores = {
-                    rate: evaluation.finetuned({**search, "lr": rate}, searched[0], (data.train, searched[1]))
-                    for rate in args.rates
-                }
-            chosen[percent] = max(scores, key=lambda rate: scores[rate])
+            chosen[percent] = search(score, args.rates, [args.steps])[0] if searched(args) else args.rates[0]
         found[f"fine-tuned, {percent:g} %"] = accuracies = []
         for number in range(seed * args.draws, (seed + 1) * args.draws):
             final = {**one, "purpose": "ablation", "seed": number, "lr": chosen[percent]}
@@ -142,6 +148,7 @@ def arguments_of(given: list[str]) -> argparse.Namespace:
     parser.add_argument("--labels", type=float, nargs="+", default=[10.0], help="percent; default 10")
     parser.add_argument("--draws", type=int, default=1, help="of the labels, for each seed; default 1")
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3], help="of fine-tuning; default 1e-3")
+    parser.add_argument("--search-draws", type=int, default=1, help="of labels, that the search is over; default 1")
     parser.add_argument("--steps", type=int, default=600, help="of fine-tuning; default 600")
     parser.add_argument("--penalty", type=float, default=1.0, help="scikit-learn's C of the probe; default 1")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done and how long it takes, and end")
@@ -157,7 +164,7 @@ def arguments_of(given: list[str]) -> argparse.Namespace:
         parser.error("the variants with other epochs need --epochs in the base configuration, after --")
     if len(set(args.variants)) < len(args.variants):
         parser.error(f"--variants names one twice: {' '.join(args.variants)}")
-    for name in ("seeds", "draws", "steps", "penalty"):
+    for name in ("seeds", "draws", "search_draws", "steps", "penalty"):
         if not 0 < getattr(args, name) < math.inf:
             parser.error(f"--{name} is more than 0 and finite; got {getattr(args, name)}")
     if args.first_seed < 0:
@@ -205,8 +212,7 @@ def main(arguments: list[str] | None = None) -> None:
         if (folder(args, variant, seed) / "encoder.safetensors").exists()
     ]
     ahead = {v: args.seeds - sum(v == done for done, _ in finished) for v in args.variants if v != "scratch"}
-    searched = len(args.rates) if len(args.rates) > 1 else 0
-    steps = len(configs) * len(args.labels) * (searched + args.seeds * args.draws) * args.steps
+    steps = len(configs) * len(args.labels) * (searched(args) + args.seeds * args.draws) * args.steps
     print(plan_of_variants(configs, ahead, data, device, steps, labelled, args.seeds, args.folder), flush=True)
     if args.dry_run:
         return
