@@ -85,11 +85,12 @@ def searched(args: argparse.Namespace) -> int:
 
 
 def judge(
-    run: Path, args: argparse.Namespace, data: Data, seed: int, pretrained: bool, chosen: dict[float, float]
+    run: Path, args: argparse.Namespace, data: Data, seed: int, pretrained: bool, chosen: dict[float, Any]
 ) -> dict[str, list[float]]:
     """Return the accuracies, in percent, of one run; each is kept in its evaluation.jsonl.
 
-    ``chosen`` has the learning rate for each share of labels; those that it lacks are searched with this run.
+    ``chosen`` has the learning rate for each share of labels, and what was tried; a share that it lacks is searched
+    with this run.
     """
     from accelerate import PartialState
     from reference.checkpoint import tensors
@@ -129,10 +130,11 @@ def judge(
             return scores
 
         if percent not in chosen:
-            chosen[percent] = search(score, args.rates, [args.steps])[0] if searched(args) else args.rates[0]
+            lr, _, tried = search(score, args.rates, [args.steps]) if searched(args) else (args.rates[0], 0, [])
+            chosen[percent] = {"lr": lr, "search": tried}
         found[f"fine-tuned, {percent:g} %"] = accuracies = []
         for number in range(seed * args.draws, (seed + 1) * args.draws):
-            final = {**one, "purpose": "ablation", "seed": number, "lr": chosen[percent]}
+            final = {**one, "purpose": "ablation", "seed": number, "lr": chosen[percent]["lr"]}
             labelled = draw(labels, percent, number, data.classes)
             accuracies.append(evaluation.finetuned(final, labelled, (data.test, None)))
     return found
@@ -220,7 +222,7 @@ def main(arguments: list[str] | None = None) -> None:
     save_text(kept, json.dumps(settings, indent=1) + "\n")
 
     found: dict[str, dict[str, list[float]]] = {variant: {} for variant in args.variants}
-    rates: dict[str, dict[float, float]] = {variant: {} for variant in args.variants}
+    rates: dict[str, dict[float, Any]] = {variant: {} for variant in args.variants}
     for seed in seeds:  # all variants once, then again: a table is there early
         for variant in args.variants:
             scratch = variant == "scratch"

@@ -263,6 +263,8 @@ def test_an_ablation_searches_rates_with_its_first_seed_and_takes_more_seeds(
         "--rates",
         1e-3,
         1e-2,
+        "--search-draws",
+        3,
         "--variants",
         "groups",
         "mae-equal-time",
@@ -272,7 +274,7 @@ def test_an_ablation_searches_rates_with_its_first_seed_and_takes_more_seeds(
     for seeds in (("--seeds", 2), ("--first-seed", 2)):
         ablate.main([str(word) for word in (*words, *seeds, *base)])
         found[seeds] = json.loads((tmp_path / "ablation/ablation.json").read_text())
-    for seed, searches in ((0, 2), (1, 0), (2, 2)):
+    for seed, searches in ((0, 6), (1, 0), (2, 6)):
         for variant, epochs in (("groups", 2), ("mae-equal-time", 4)):
             run = tmp_path / f"ablation/{variant}-seed{seed}"
             assert json.loads((run / "config.json").read_text())["epochs"] == epochs
@@ -283,6 +285,10 @@ def test_an_ablation_searches_rates_with_its_first_seed_and_takes_more_seeds(
     for each, count in zip(found.values(), (2, 1), strict=True):
         row = each["rows"]["groups"]
         assert [len(row[name]["each"]) for name in ("probe", "fine-tuned, 10 %")] == [count, 2 * count]
+        chosen = row["rates"]["10.0"]
+        tried = {one["lr"]: one["mean"] for one in chosen["search"]}
+        assert set(tried) == {1e-3, 1e-2}
+        assert tried[chosen["lr"]] == max(tried.values())
 
 
 def test_the_whole_idea_in_one_file(pretrain: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
