@@ -1,6 +1,6 @@
 """Pretrain a vision transformer by group masking, and see on few labels what that was worth.
 
-    python examples/pretrain.py                                # scikit-learn's digits, about two minutes on a CPU
+    python examples/pretrain.py                                # scikit-learn's digits, two to four minutes on a CPU
     python examples/pretrain.py --data PATH --dry-run          # your photographs: the plan, and nothing is written
     python examples/pretrain.py --data PATH --output runs/x --minutes 60
     python examples/pretrain.py --data torchvision:CIFAR10     # a data set of torchvision

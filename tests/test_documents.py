@@ -1,4 +1,4 @@
-"""The code of the README, the site's pages and the recipes runs as it is written, in an empty folder."""
+"""The code of the README, the site's pages and the recipes runs as it is written, in a folder of its own."""
 
 import ast
 import re
@@ -38,6 +38,15 @@ def libraries(code: str) -> set[str]:
     return {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"gmml_aug", "torch"}
 
 
+def some_photographs(folder: Path) -> None:
+    """Write a folder for each of two classes, with images of one colour each."""
+    image = pytest.importorskip("PIL.Image")
+    for number in range(16):
+        path = folder / ("cats", "dogs")[number % 2] / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.new("RGB", (80, 60), (15 * number, 100, 100)).save(path)
+
+
 PIECES = [(f"{page.stem}: {heading}", code) for page in PAGES for heading, code in blocks(page.read_text("utf-8"))]
 
 
@@ -53,6 +62,8 @@ def test_python_runs(heading: str, code: str, tmp_path: Path, monkeypatch: pytes
     if "interop.kornia" in code:
         pytest.importorskip("kornia", minversion="0.9")
     monkeypatch.chdir(tmp_path)
+    if '"photos"' in code:
+        some_photographs(tmp_path / "photos")
     torch.manual_seed(0)
     exec(compile(code, heading, "exec"), {"__name__": "__main__"})
 
