@@ -24,18 +24,7 @@ from .filling.fills import BUILT_IN
 from .transform import GroupMask
 
 _FILLS = tuple(BUILT_IN)
-_PACKAGES = (
-    "torch",
-    "numba",
-    "triton",
-    "numpy",
-    "torchvision",
-    "kornia",
-    "timm",
-    "lightly",
-    "transformers",
-    "lightning",
-)
+_PACKAGES = "torch", "numba", "triton", "numpy", "torchvision", "kornia", "timm", "lightly", "transformers", "lightning"
 _MEAN, _STD = (torch.tensor(of).view(3, 1, 1) for of in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))  # ImageNet's
 
 
@@ -152,7 +141,7 @@ def _info(arguments: argparse.Namespace) -> None:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
+            versions[package] = "?" if importlib.util.find_spec(package) else "not installed"
     for name, version in versions.items():
         print(f"{name:<13} {version}")
     devices = ["cpu"]

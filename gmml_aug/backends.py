@@ -7,7 +7,6 @@ otherwise happens when a process has drawn and written long enough to earn the t
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
 import os
 import sys
@@ -18,6 +17,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 NAMES = ("triton", "compiled", "functions")
 _PRICE = 1.5  # seconds that it takes to import Numba and to load what it compiled before
@@ -92,7 +92,8 @@ def run(backends: Sequence[Backend], function: str, device: torch.device, *argum
             _broken.add(backend.name)
             warnings.warn(
                 f"gmml_aug goes on without its {backend.name} backend, which failed here "
-                f"({backend.needs} {importlib.metadata.version(backend.needs)}, torch {torch.__version__}): "
+                f"({backend.needs} {getattr(sys.modules.get(backend.needs), '__version__', '?')}, "
+                f"torch {torch.__version__}): "
                 f"{type(error).__name__}: {error}. GMML_AUG_BACKENDS=functions turns such backends off",
                 stacklevel=2,
             )
@@ -103,6 +104,14 @@ def transformed() -> bool:
     """Tell whether torch.func (vmap, grad) carries the call out."""
     try:
         return torch._C._functorch.peek_interpreter_stack() is not None
+    except AttributeError:  # not torch's public interface
+        return False
+
+
+def mapped(tensor: Tensor) -> bool:
+    """Tell whether torch.func.vmap maps over a tensor."""
+    try:
+        return torch._C._functorch.is_batchedtensor(tensor)
     except AttributeError:  # not torch's public interface
         return False
 

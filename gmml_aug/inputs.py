@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .backends import mapped
 from .filling import share_memory
 from .filling.fills import as_weights
 from .grid import grid_size, is_int
 from .plan import MaskPlan
+from .rng import signed
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8)
 _MOST_PATCHES = 2**22  # what the order of the patches has bits for
@@ -184,7 +186,7 @@ def as_index(index: Tensor | int, batch: Sequence[int]) -> Tensor:
     if not isinstance(index, Tensor) or index.dtype != torch.int64:
         got = index.dtype if isinstance(index, Tensor) else type(index).__name__
         raise TypeError(f"index is an int64 tensor of the samples' numbers, or an int for one image; got {got}")
-    if torch._C._functorch.is_batchedtensor(index):
+    if mapped(index):
         raise ValueError("index cannot be mapped by vmap; draw before it: plan = corrupt.sample(images, index=index)")
     if index.is_meta:
         raise ValueError("index is on the meta device, so it has no numbers; give the samples' numbers on a real one")
@@ -208,7 +210,7 @@ def as_patches(name: str, patches: object, shape: Sequence[int], device: torch.d
         raise ValueError(f"{name} has a value for each patch, shape {tuple(shape)}; got {tuple(patches.shape)}")
     if patches.device != device:
         raise ValueError(f"{name} is on {patches.device}, not on {device}; move it by {name}.to({str(device)!r})")
-    if torch._C._functorch.is_batchedtensor(patches):
+    if mapped(patches):
         raise ValueError(f"{name} cannot be mapped by vmap; draw before it, by sample(images, {name}={name})")
     return plain(patches)
 
@@ -337,4 +339,4 @@ def as_seed(seed: object) -> int | None:
     number: int = int(seed)  # type: ignore[call-overload]
     if not -(2**63) <= number < 2**64:
         raise ValueError(f"seed has 64 bits, from -2**63 to 2**64 - 1; got {number}")
-    return (number + 2**63) % 2**64 - 2**63
+    return signed(number)

@@ -27,7 +27,7 @@ def mix_labels(labels: Tensor, owner: Tensor, num_classes: int) -> Tensor:
 
     Raises:
         TypeError, ValueError: something has the wrong dtype or shape, or is on another device; or a label is not one of
-            ``num_classes`` (on an accelerator torch says so, some time later).
+            ``num_classes``, or an owner not in the batch (on an accelerator torch says so, some time later).
 
     Example:
         >>> corrupt = GroupMask(16, ratio=(0.1, 0.5), fill="alien")
@@ -54,11 +54,15 @@ def mix_labels(labels: Tensor, owner: Tensor, num_classes: int) -> Tensor:
         raise ValueError(f"num_classes is an int of at least 1; got {num_classes!r}")
     if labels.device != owner.device:
         raise ValueError(f"labels are on {labels.device} and owner on {owner.device}; move one to the other")
-    if labels.device.type == "cpu" and bool(((labels < 0) | (labels >= num_classes)).any()):
-        wrong = int(labels[(labels < 0) | (labels >= num_classes)][0])
+    if labels.device.type == "cpu" and bool((wrong := (labels < 0) | (labels >= num_classes)).any()):
         raise ValueError(
-            f"labels are classes from 0 to {num_classes - 1}; got {wrong}; leave out images without a label, which "
-            "other functions are told to ignore by -100"
+            f"labels are classes from 0 to {num_classes - 1}; got {int(labels[wrong][0])}; leave out images without a "
+            "label, which other functions are told to ignore by -100"
+        )
+    if owner.device.type == "cpu" and bool((wrong := (owner < 0) | (owner >= len(owner))).any()):
+        raise ValueError(
+            f"owner is the place in the batch, from 0 to {len(owner) - 1}, of the image that each patch shows; got "
+            f"{int(owner[wrong][0])}; take it from corrupt.owner(plan)"
         )
     shown = labels[owner.flatten(1)]
     patches = torch.zeros(len(labels), num_classes, dtype=torch.int64, device=labels.device)

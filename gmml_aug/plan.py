@@ -108,9 +108,11 @@ def _fitted(fill: Tensor, donor: Tensor, key: Tensor, fills: int) -> Tensor:
     return torch.where(other, donor, rng.another(own, draw, fill.shape[0]))
 
 
-torch.library.define("gmml_aug::fitted", "(Tensor fill, Tensor donor, Tensor key, int fills) -> Tensor")
-torch.library.impl("gmml_aug::fitted", "default", _fitted)
-torch.library.register_fake("gmml_aug::fitted", lambda fill, donor, key, fills: torch.empty_like(donor))
+rng.operator(
+    "fitted(Tensor fill, Tensor donor, Tensor key, int fills) -> Tensor",
+    _fitted,
+    lambda _, donor, *__: torch.empty_like(donor),
+)
 
 
 class Numbers(NamedTuple):

@@ -8,7 +8,9 @@ they are drawn.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -139,46 +141,47 @@ def normal_levels() -> Tensor:
     return torch.where(draw < 2**15, size, -size).to(torch.float32) * 2.0**-16
 
 
-def patch_keys(key: Tensor, place: Tensor, words: int) -> Tensor:
-    """Return the keys from which patches draw ``words`` words each, of images' keys and row-major places: all int64."""
-    return key + place * signed(words * GAMMA)
+def noise(key: Tensor, patches: int, count: int, dtype: torch.dtype) -> Tensor:
+    """Return the noise of all patches: uniform bytes in uint8 images, else standard normal numbers.
 
+    Each word gives eight bytes; or four numbers, at 16 bits (65,536 levels, none beyond 4.33 in size), by integer
+    arithmetic: the values do not depend on the device or on how a loop was vectorised, which logarithms and cosines do.
 
-def normal(patch_key: Tensor, count: int) -> Tensor:
-    """Return standard normal numbers: patches' keys ``(n,)`` for ``ceil(count / 4)`` words -> ``(n, count)`` float32.
+    Args:
+        key: ``(B,)`` int64, one for each image.
+        patches: of an image; each takes whole words, one patch after another.
+        count: values of a patch.
+        dtype: of the images.
 
-    Each word gives four, at 16 bits (65,536 levels, none beyond 4.33 in size), by integer arithmetic: the values do not
-    depend on the device or on how a loop was vectorised, which logarithms and cosines do.
+    Returns:
+        ``(B, patches, count)``, uint8 for uint8, else float32.
     """
-    word = words(patch_key, NOISE_SLOT, -(-count // 4))
-    draw = word.view(torch.uint16)[:, :count].to(torch.int32)
-    levels = normal_levels().to(patch_key.device, non_blocking=True)
-    return levels.index_select(0, draw.view(-1)).view(draw.shape)
+    kind = torch.uint8 if dtype == torch.uint8 else torch.uint16
+    each = -(-count * kind.itemsize // 8)
+    drawn = words(key, NOISE_SLOT, patches * each).view(kind).view(len(key), patches, 8 * each // kind.itemsize)
+    if dtype == torch.uint8:
+        return drawn[..., :count].contiguous()
+    draw = drawn[..., :count].to(torch.int32)
+    return normal_levels().to(key.device, non_blocking=True).index_select(0, draw.reshape(-1)).view(draw.shape)
 
 
-def uint8(patch_key: Tensor, count: int) -> Tensor:
-    """Return uniform bytes: patches' keys ``(n,)`` for ``ceil(count / 8)`` words -> ``(n, count)`` uint8."""
-    return words(patch_key, NOISE_SLOT, -(-count // 8)).view(torch.uint8)[:, :count].contiguous()
+def at_hand(tensor: Tensor) -> Tensor:
+    """Return a tensor where 64-bit shifts work: itself, or a copy on the CPU (MPS and others lack them)."""
+    return tensor if tensor.device.type in ARITHMETIC else tensor.cpu()
 
 
-def noise(patch_key: Tensor, count: int, dtype: torch.dtype) -> Tensor:
-    """Return what noise is in images of this dtype: uniform bytes for uint8, else standard normal float32."""
-    return uint8(patch_key, count) if dtype == torch.uint8 else normal(patch_key, count)
+def operator(schema: str, function: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    """Register an operator of torch's: opaque to torch.compile, which would not keep int64 arithmetic wrapping.
 
-
-def noise_words(count: int, dtype: torch.dtype) -> int:
-    """Return how many words a patch of ``count`` pixels takes for its noise."""
-    return -(-count // (8 if dtype == torch.uint8 else 4))
-
-
-def _noise_everywhere(key: Tensor, patches: int, count: int, dtype: torch.dtype) -> Tensor:
-    place = torch.arange(patches, device=key.device)
-    patch_key = patch_keys(key[:, None], place, noise_words(count, dtype)).view(-1)
-    return noise(patch_key, count, dtype).view(len(key), patches, count)
-
-
-def _words_fake(key: Tensor, start: int, count: int) -> Tensor:
-    return key.new_empty(key.shape[0], count)
+    Args:
+        schema: name, arguments and results, as torch.library has them.
+        function: what it does, on every device.
+        fake: what it returns in shape and dtype.
+    """
+    name = f"gmml_aug::{schema.partition('(')[0]}"
+    torch.library.define(name, schema[schema.index("(") :])
+    torch.library.impl(name, "default", function)
+    torch.library.register_fake(name, fake)
 
 
 def _words_at_fake(key: Tensor, slot: Tensor) -> Tensor:
@@ -190,17 +193,8 @@ def _noise_fake(key: Tensor, patches: int, count: int, dtype: torch.dtype) -> Te
     return key.new_empty((key.shape[0], patches, count), dtype=kind)
 
 
-def at_hand(tensor: Tensor) -> Tensor:
-    """Return a tensor where 64-bit shifts work: itself, or a copy on the CPU (MPS and others lack them)."""
-    return tensor if tensor.device.type in ARITHMETIC else tensor.cpu()
-
-
-# Opaque to torch.compile, which would not keep int64 arithmetic wrapping.
-for _name, _function, _fake, _schema in (
-    ("words", words, _words_fake, "(Tensor key, SymInt start, SymInt count) -> Tensor"),
-    ("words_at", words_at, _words_at_fake, "(Tensor key, Tensor slot) -> Tensor"),
-    ("noise", _noise_everywhere, _noise_fake, "(Tensor key, SymInt patches, SymInt count, ScalarType dtype) -> Tensor"),
-):
-    torch.library.define(f"gmml_aug::{_name}", _schema)
-    torch.library.impl(f"gmml_aug::{_name}", "default", _function)
-    torch.library.register_fake(f"gmml_aug::{_name}", _fake)
+operator(
+    "words(Tensor key, SymInt start, SymInt count) -> Tensor", words, lambda key, _, n: key.new_empty(key.shape[0], n)
+)
+operator("words_at(Tensor key, Tensor slot) -> Tensor", words_at, _words_at_fake)
+operator("noise(Tensor key, SymInt patches, SymInt count, ScalarType dtype) -> Tensor", noise, _noise_fake)

@@ -44,6 +44,8 @@ def from_scores(
     if not isinstance(scores, Tensor) or scores.is_complex():
         got = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
         raise TypeError(f"scores are a tensor of real numbers, one for each patch; got {got}")
+    if scores.is_floating_point() and scores.itemsize == 1:
+        raise TypeError(f"torch does not sort {scores.dtype}; convert the scores, by scores.float()")
     if scores.ndim < 2:
         raise ValueError(f"scores are (B, gh, gw), or (gh, gw) for one image; got {tuple(scores.shape)}")
     batch = scores.shape[:1] if scores.ndim > 2 else ()
@@ -79,6 +81,8 @@ def _ties(number: Tensor, seed: int, patches: int) -> Tensor:
     return rng.words(rng.keys(rng.root(seed, 0), number), rng.TIE_SLOT, patches)
 
 
-torch.library.define("gmml_aug::ties", "(Tensor number, int seed, SymInt patches) -> Tensor")
-torch.library.impl("gmml_aug::ties", "default", _ties)
-torch.library.register_fake("gmml_aug::ties", lambda number, _, patches: number.new_empty(number.shape[0], patches))
+rng.operator(
+    "ties(Tensor number, int seed, SymInt patches) -> Tensor",
+    _ties,
+    lambda number, _, patches: number.new_empty(number.shape[0], patches),
+)

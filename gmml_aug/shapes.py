@@ -72,7 +72,7 @@ def block_sizes(
         >>> GroupMask(16, ratio=0.4, group_size=block_sizes((14, 14)))
     """
     for name, pair in (("grid", grid), ("area", area), ("aspect", aspect)):
-        fits = is_int if name == "grid" else lambda number: isinstance(number, numbers.Real)
+        fits = is_int if name == "grid" else lambda n: isinstance(n, numbers.Real) and not isinstance(n, bool)
         if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(map(fits, pair)):
             raise TypeError(f"{name} is a pair of {'ints' if name == 'grid' else 'numbers'}; got {pair!r}")
     if min(grid) < 1:

@@ -6,12 +6,23 @@ import os
 
 import torch
 
+_forked_in_group = False  # this process was forked where a process group was, and so is not its rank
+
 
 def group_rank() -> int | None:
     """Return this process's rank in its process group, or None where it is in none."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank()
     return None
+
+
+def _forked() -> None:
+    global _forked_in_group
+    _forked_in_group = group_rank() is not None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 def stream(process: int, home_rank: int) -> int:
@@ -26,7 +37,8 @@ def stream(process: int, home_rank: int) -> int:
         ValueError: ``RANK``, which a launcher sets before there is a process group, is no number.
     """
     worker, rank, here = torch.utils.data.get_worker_info(), group_rank(), process == os.getpid()
-    fork = 0 if here or rank is not None or worker is not None else 2**31 | os.getpid() % 2**31
+    named = worker is not None or (rank is not None and not _forked_in_group)  # told apart without the process's number
+    fork = 0 if here or named else 2**31 | os.getpid() % 2**31
     if rank is None and worker is not None and here and home_rank >= 0:
         rank = home_rank
     if rank is None:

@@ -236,6 +236,7 @@ def test_the_mean_of_bytes_is_rounded_and_that_of_nothing_is_0(backend: str) -> 
     out, mask = GroupMask(2, 0.5, Mean(), seed=0)(images)
     assert (out[patch_to_pixel(mask, 2)] == 2).all()  # of 1.75
     assert (GroupMask(2, 1.0, "mean")(images).images == 0).all()
+    assert GroupMask(2, 0.5, "mean")(images[:, :0]).images.shape == images[:, :0].shape  # no channels
 
 
 def test_no_gradient_reaches_what_the_mean_leaves_out() -> None:

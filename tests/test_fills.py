@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ def test_zeros_write_their_value(dtype: torch.dtype) -> None:
         ("zeros", (0, 0, 0)),
         (Zeros(7), (7, 7, 7)),
         (Zeros([1, 2, 3]), (1, 2, 3)),
+        (Zeros(Fraction(7)), (7, 7, 7)),  # type: ignore[arg-type]
     ):
         out, hidden = corrupted(fill, images)
         value = torch.tensor(expected, dtype=dtype)[:, None, None].expand(images.shape)
@@ -207,6 +209,7 @@ class NoCheck:
         (lambda: Zeros(math.nan), ValueError, "finite"),
         (lambda: Zeros([]), ValueError, "empty"),
         (lambda: Zeros("1"), TypeError, "one per channel"),  # type: ignore[arg-type]
+        (lambda: Zeros(b"abc"), TypeError, "one per channel"),
         (lambda: Zeros([1, None]), TypeError, "one per channel"),  # type: ignore[list-item]
         (lambda: Noise(std=0), ValueError, "positive"),
         (lambda: Noise(mean=math.nan), ValueError, "finite"),

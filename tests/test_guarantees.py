@@ -543,13 +543,16 @@ def test_reproducible_threads_do_not_repeat_each_other(names: str) -> None:
 
 
 @pytest.mark.slow
-def test_reproducible_forks_do_not_repeat_each_other() -> None:
+@pytest.mark.parametrize("group", [False, True])
+def test_reproducible_forks_do_not_repeat_each_other(group: bool, tmp_path: Path) -> None:
     if "fork" not in multiprocessing.get_all_start_methods():
         pytest.skip("this platform cannot fork processes")
     code = """
-import multiprocessing, os, time, torch
+import multiprocessing, os, sys, time, torch
 from gmml_aug import GroupMask
 torch.set_num_threads(1)
+if len(sys.argv) > 1:  # a rank that forks: what it forks are no ranks
+    torch.distributed.init_process_group("gloo", f"file://{sys.argv[1]}", rank=0, world_size=1)
 corrupt = GroupMask(1, 0.5, seed=0)
 def draw(_):
     time.sleep(0.02)
@@ -560,7 +563,29 @@ with multiprocessing.get_context("fork").Pool(3) as pool:
 assert len({process for process, _ in drawn}) >= 3
 assert len({tuple(mask) for _, masks in drawn for mask in masks}) == 52
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=600)
+    subprocess.run([sys.executable, "-c", code, *[f"{tmp_path}/store"] * group], check=True, timeout=600)
+
+
+@pytest.mark.slow
+def test_reproducible_a_forked_rank_does_not_depend_on_its_process(tmp_path: Path) -> None:
+    if "fork" not in multiprocessing.get_all_start_methods():
+        pytest.skip("this platform cannot fork processes")
+    code = """
+import multiprocessing, os, sys, torch
+from gmml_aug import GroupMask
+torch.set_num_threads(1)
+corrupt = GroupMask(1, 0.5, seed=0)
+def draw(number):
+    torch.distributed.init_process_group("gloo", f"file://{sys.argv[1]}-{number}", rank=0, world_size=1)
+    return os.getpid(), corrupt(torch.zeros(1, 16, 16)).mask.flatten().tolist()
+drawn = []
+for number in range(2):
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        drawn.append(pool.apply(draw, (number,)))
+assert drawn[0][0] != drawn[1][0]
+assert drawn[0][1] == drawn[1][1] == corrupt(torch.zeros(1, 16, 16)).mask.flatten().tolist()
+"""
+    subprocess.run([sys.executable, "-c", code, f"{tmp_path}/store"], check=True, timeout=600)
 
 
 def test_reproducible_a_transform_leaves_the_rank_that_pickled_it(

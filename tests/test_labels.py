@@ -80,3 +80,13 @@ def test_a_class_beyond_the_last_is_refused() -> None:
     for wrong in (3, -100):
         with pytest.raises(ValueError, match=f"from 0 to 2; got {wrong}; leave out"):
             mix_labels(torch.tensor([0, 1, 2, wrong]), OWNER, num_classes=3)
+
+
+@pytest.mark.parametrize("wrong", [-1, 4])
+def test_an_owner_that_is_not_in_the_batch_is_refused(wrong: int) -> None:
+    owner = OWNER.clone()
+    owner[2, 0, 1] = wrong  # -1 is the donor of a batch of one
+    with pytest.raises(
+        ValueError, match=rf"in the batch, from 0 to 3, .* got {wrong}; take it from"
+    ):
+        mix_labels(torch.tensor([0, 1, 2, 0]), owner, num_classes=3)

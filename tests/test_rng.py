@@ -1,11 +1,9 @@
 """The numbers: right bits, evenly spread, and a function of their place alone."""
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
 
 from gmml_aug import rng
 
@@ -82,7 +80,7 @@ def test_below_is_uniform(bound: int) -> None:
 
 def test_normal_is_standard_normal() -> None:
     count = 1_000_000
-    sample = rng.normal(rng.keys(3, torch.arange(10)), count // 10).flatten().double()
+    sample = rng.noise(rng.keys(3, torch.arange(10)), 1, count // 10, torch.float32).flatten().double()
     # Each bound is five standard errors: a true normal fails one of them about once in 10^6. The seed is fixed.
     for power, moment, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
         assert abs((sample**power).mean().item() - moment) < 5 * math.sqrt(variance / count)
@@ -94,7 +92,8 @@ def test_normal_is_standard_normal() -> None:
 
 
 def test_uint8_is_uniform() -> None:
-    counts = rng.uint8(rng.keys(3, torch.arange(10)), 100_000).flatten().long().bincount(minlength=256).double()
+    drawn = rng.noise(rng.keys(3, torch.arange(10)), 1, 100_000, torch.uint8)
+    counts = drawn.flatten().long().bincount(minlength=256).double()
     expected = 1_000_000 / 256
     assert ((counts - expected) ** 2 / expected).sum() < 255 + 6 * math.sqrt(2 * 255)
 
@@ -103,9 +102,9 @@ def test_noise_is_made_of_its_words_from_the_lowest_bits_on() -> None:
     keys = [0, 5, -(2**63), 2**62 + 1]
     words = [splitmix64((key + (rng.NOISE_SLOT - 1) * 0x9E3779B97F4A7C15) % 2**64, 4) for key in keys]
     data = [b"".join(word.to_bytes(8, "little") for word in row) for row in words]
-    assert rng.uint8(torch.tensor(keys), 27).tolist() == [list(row[:27]) for row in data]
+    assert rng.noise(torch.tensor(keys), 1, 27, torch.uint8)[:, 0].tolist() == [list(row[:27]) for row in data]
     draws = torch.tensor([[row[i] + 256 * row[i + 1] for i in range(0, 26, 2)] for row in data])
-    assert torch.equal(rng.normal(torch.tensor(keys), 13), rng.normal_levels()[draws])
+    assert torch.equal(rng.noise(torch.tensor(keys), 1, 13, torch.float16)[:, 0], rng.normal_levels()[draws])
 
 
 def test_the_normal_levels_are_the_normal_quantiles() -> None:
@@ -124,37 +123,22 @@ def test_the_normal_levels_are_the_normal_quantiles() -> None:
     assert (upper - quantile / quantile.square().mean().sqrt()).abs().max() < 0.0003
 
 
-@pytest.mark.parametrize("draw", [rng.normal, rng.uint8])
-def test_noise_of_a_sample_does_not_depend_on_its_batch_or_length(draw: Callable[[Tensor, int], Tensor]) -> None:
-    key = rng.keys(9, torch.arange(6))
-    whole = draw(key, 1003)
-    alone = torch.cat([draw(k[None], 1003) for k in key])
-    assert torch.equal(whole, alone)
-    assert torch.equal(draw(key, 17), whole[:, :17])
-
-
-@pytest.mark.parametrize("count", [1, 8, 135])
-def test_patches_share_an_images_words_out_among_them(count: int) -> None:
-    key = rng.keys(9, torch.arange(4))
-    shared = rng.words(rng.patch_keys(key[:, None], torch.arange(6), count).flatten(), rng.NOISE_SLOT, count)
-    assert torch.equal(shared.view(4, 6 * count), rng.words(key, rng.NOISE_SLOT, 6 * count))
-
-
-def test_patches_leave_no_word_out() -> None:
-    key = rng.keys(9, torch.arange(4))
-    assert torch.equal(torch.ops.gmml_aug.noise(key, 6, 16, torch.uint8).flatten(1), rng.uint8(key, 96))
-    assert torch.equal(torch.ops.gmml_aug.noise(key, 6, 16, torch.float32).flatten(1), rng.normal(key, 96))
-
-
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("count", [1, 8, 135])
-def test_noise_of_a_patch_does_not_depend_on_the_others(count: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("count", [1, 7, 8, 135])
+def test_noise_of_a_sample_does_not_depend_on_its_batch(count: int, dtype: torch.dtype) -> None:
     key = rng.keys(9, torch.arange(4))
-    whole = torch.ops.gmml_aug.noise(key, 6, count, dtype)
-    for place in (0, 5):
-        patch_key = rng.patch_keys(key, torch.tensor(place), rng.noise_words(count, dtype))
-        assert torch.equal(whole[:, place], rng.noise(patch_key, count, dtype))
-    assert len({tuple(patch.tolist()) for patch in whole.view(24, count)}) > (20 if count == 8 else 5)
+    whole = rng.noise(key, 6, count, dtype)
+    assert torch.equal(whole, torch.cat([rng.noise(k[None], 6, count, dtype) for k in key]))
+    assert torch.equal(whole[:, :2], rng.noise(key, 2, count, dtype))  # nor on how many patches there are
+    assert len({tuple(patch.tolist()) for patch in whole.view(24, count)}) > (20 if count >= 7 else 5)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_patches_share_an_images_words_out_among_them(dtype: torch.dtype) -> None:
+    key, each = rng.keys(9, torch.arange(4)), 8 if dtype == torch.uint8 else 4
+    whole = rng.noise(key, 1, 6 * 2 * each, dtype).view(4, 6, 2 * each)
+    assert torch.equal(rng.noise(key, 6, 2 * each, dtype), whole)  # no word is left out
+    assert torch.equal(rng.noise(key, 6, 2 * each - 3, dtype), whole[..., : 2 * each - 3])  # but the rest of a patch's
 
 
 @pytest.mark.parametrize("count", [1, 8, 135])

@@ -397,6 +397,7 @@ def test_block_sizes_are_those_of_the_law() -> None:
         (((14, 14), (0.3, 0.1)), ValueError, "area is"),
         (((14, 14), (0.1, 0.3), (0, 1)), ValueError, "aspect above 0"),
         (((-1, 4),), ValueError, r"grid is .* at least 1 patch a side; got \(-1, 4\)"),
+        (((4, 4), (0.05, True)), TypeError, r"area is a pair of numbers; got \(0.05, True\)"),
         (((4, 4), ("a", "b")), TypeError, r"area is a pair of numbers; got \('a', 'b'\)"),
         (((4, 4), (0.9, 1)), ValueError, r"no block .* within a grid of \(4, 4\)"),
         (((14, 14), (0.4, 0.4)), ValueError, r"low below high; got \(0.4, 0.4\).* as {\(3, 3\): 1}"),

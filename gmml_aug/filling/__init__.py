@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 
 from ..backends import Backend, run, transformed
 from ..plan import MaskPlan
-from ..rng import at_hand
+from ..rng import operator
 from .everywhere import combined
 from .fills import BuiltIn, Fill, is_built_in
 from .operation import OPERATIONS_SCHEMA, packed, unpacked
@@ -47,7 +47,6 @@ def write(images: Tensor, plan: MaskPlan, fills: Sequence[Fill], donors: Tensor 
     Raises:
         TypeError: a fill's values do not suit the images.
     """
-    plan = MaskPlan(*map(at_hand, plan))
     tensors = (images,) if donors is None else (images, donors)
     traced = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     if not torch.compiler.is_compiling():  # forward mode and vmap, which the compiler refuses, other views' signs
@@ -78,7 +77,8 @@ def _values(images: Tensor, plan: MaskPlan, fills: Sequence[Fill], donors: Tenso
         values = fill.values(images, plan, images if donors is None else donors)
         if not isinstance(values, Tensor):
             raise TypeError(f"the values of {fill} are a tensor; got {type(values).__name__}")
-        if not _broadcasts(values.shape, images.shape):
+        sides = zip(reversed(values.shape), reversed(images.shape), strict=False)
+        if values.ndim > images.ndim or any(side not in (1, wanted) for side, wanted in sides):
             raise TypeError(
                 f"the values of {fill} broadcast to the images' shape, {tuple(images.shape)}; got "
                 f"{tuple(values.shape)}; patch_to_pixel spreads what there is for each patch"
@@ -89,12 +89,6 @@ def _values(images: Tensor, plan: MaskPlan, fills: Sequence[Fill], donors: Tenso
                 f"the values of {fill} are {values.dtype} and the images {images.dtype}; return values.to(images.dtype)"
             )
         yield values
-
-
-def _broadcasts(shape: Sequence[int], images: Sequence[int]) -> bool:
-    return len(shape) <= len(images) and all(
-        side in (1, wanted) for side, wanted in zip(reversed(shape), reversed(images), strict=False)
-    )
 
 
 def share_memory(images: Tensor, donors: Tensor) -> bool:
@@ -145,9 +139,5 @@ def _write_inplace(images: Tensor, *arguments: Any) -> None:
 
 # Opaque to torch.compile, so that a compiled call takes the quick backends as well.
 _ARGUMENTS = f"Tensor mask, Tensor fill, Tensor? donors, {OPERATIONS_SCHEMA}"
-torch.library.define("gmml_aug::write", f"(Tensor images, {_ARGUMENTS}) -> Tensor")
-torch.library.impl("gmml_aug::write", "default", _write)
-torch.library.register_fake("gmml_aug::write", lambda images, *_: torch.empty_like(images))
-torch.library.define("gmml_aug::write_", f"(Tensor(a!) images, {_ARGUMENTS}) -> ()")
-torch.library.impl("gmml_aug::write_", "default", _write_inplace)
-torch.library.register_fake("gmml_aug::write_", lambda images, *_: None)
+operator(f"write(Tensor images, {_ARGUMENTS}) -> Tensor", _write, lambda images, *_: torch.empty_like(images))
+operator(f"write_(Tensor(a!) images, {_ARGUMENTS}) -> ()", _write_inplace, lambda *_: None)

@@ -102,7 +102,7 @@ class Zeros(BuiltIn):
 
     def __post_init__(self) -> None:
         value = self.value
-        if isinstance(value, Sequence) and not isinstance(value, str):
+        if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
             object.__setattr__(self, "value", tuple(value))
         if not self.channels():
             raise ValueError("Zeros takes a number or one per channel; got an empty sequence")
@@ -126,7 +126,7 @@ class Zeros(BuiltIn):
 
     def operation(self, images: Tensor, plan: MaskPlan, donors: Tensor | None) -> Operation:
         # Each number reaches the device as a kernel's argument: a tensor made from a list would wait for a copy.
-        channels = [images.new_full((1, 1), number) for number in self.channels()]
+        channels = [images.new_full((1, 1), float(number)) for number in self.channels()]
         return constant(torch.cat(channels, 1).expand(1, images.shape[-plan.mask.ndim]))
 
 
@@ -242,8 +242,9 @@ class Mean(BuiltIn):
         wide = torch.float64 if images.device.type in rng.ARITHMETIC else torch.float32  # MPS has no float64
         sums = patches.sum(tuple(range(-1, -2 * axes, -2)), dtype=dtype).to(wide).flatten(1, -axes - 1)
         hidden, each = plan.mask.to(images.device)[:, None], tuple(range(-axes, 0))
-        total = torch.where(hidden, 0, sums).sum(each).unflatten(1, (-1, images.shape[-axes - 1])).sum(1)
-        pixels = math.prod(images.shape[1 : -axes - 1]) * math.prod(patches.shape[-1 : -2 * axes : -2])
+        frames = math.prod(images.shape[1 : -axes - 1])
+        total = torch.where(hidden, 0, sums).sum(each).unflatten(1, (frames, images.shape[-axes - 1])).sum(1)
+        pixels = frames * math.prod(patches.shape[-1 : -2 * axes : -2])
         mean = total / (hidden.logical_not().sum(each) * pixels).clamp(min=1)
         return constant((mean if images.is_floating_point() else mean.round()).to(images.dtype))
 

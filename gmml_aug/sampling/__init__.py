@@ -102,7 +102,7 @@ class Call(NamedTuple):
 
 
 _SCHEMA = (
-    "(Tensor(a!) counter, Tensor? named, Tensor? valid, int? seed, int[] home, SymInt[] batch, Device device, "
+    "draw(Tensor(a!) counter, Tensor? named, Tensor? valid, int? seed, int[] home, SymInt[] batch, Device device, "
     "SymInt[] grid, Tensor shares, int[]? sizes, bool inside, float[] weights, bool invert, float[] size_weights) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
@@ -165,6 +165,4 @@ def _fake(*arguments: Any) -> tuple[Tensor, ...]:
 # Drawing is one opaque operator to torch.compile, so eager and compiled numbers are equal by construction: traced, the
 # generator's wrapping arithmetic overflows, and the state of workers and ranks cannot be read at all. The counter is
 # written inside, with no seed too: it keeps two calls of one graph from being taken for the same value.
-torch.library.define("gmml_aug::draw", _SCHEMA)
-torch.library.impl("gmml_aug::draw", "default", lambda *arguments: tuple(_draw(Call(*arguments))))
-torch.library.register_fake("gmml_aug::draw", _fake)
+rng.operator(_SCHEMA, lambda *arguments: tuple(_draw(Call(*arguments))), _fake)
