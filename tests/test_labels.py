@@ -86,7 +86,5 @@ def test_a_class_beyond_the_last_is_refused() -> None:
 def test_an_owner_that_is_not_in_the_batch_is_refused(wrong: int) -> None:
     owner = OWNER.clone()
     owner[2, 0, 1] = wrong  # -1 is the donor of a batch of one
-    with pytest.raises(
-        ValueError, match=rf"in the batch, from 0 to 3, .* got {wrong}; take it from"
-    ):
+    with pytest.raises(ValueError, match=rf"in the batch, from 0 to 3, .* got {wrong}; take it from"):
         mix_labels(torch.tensor([0, 1, 2, 0]), owner, num_classes=3)
