@@ -1,10 +1,10 @@
 """Draw what pretraining gains over training from scratch, by share of labels: one line for each row of ablate.py.
 
-    python examples/gains.py gains.png results/flowers-64-groups.json [MORE.json ...]
+    python examples/gains.py gains.png results/flowers-64-scratch.json [MORE.json ...]
 
-The files are ablation.json of ``ablate.py``; more of them add rows, or seeds to the same rows. Each draw of the labels
-needs a row ``scratch`` in one of them. A point is the mean of the paired differences over all seeds and draws of the
-labels, a bar their standard deviation. The figures are printed too.
+The files are ablation.json of ``ablate.py``; more of them add rows, or seeds to the same rows. The row ``scratch`` of
+the first one is what all others are compared with, draw by draw of the labels. A point is the mean of the paired
+differences over all seeds and draws of the labels, a bar their standard deviation. The figures are printed too.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ def gains(files: list[Path]) -> dict[str, dict[float, list[float]]]:
         table = json.loads(path.read_text())
         draws = [seed * table["draws"] + number for seed in table["seeds"] for number in range(table["draws"])]
         for row, figures in table["rows"].items():
+            if row == "scratch" and path != files[0]:
+                continue
             each = accuracies.setdefault(row, {})
             for percent in table["labels"]:
                 for draw, value in zip(draws, figures[f"fine-tuned, {percent:g} %"]["each"], strict=True):
@@ -41,7 +43,9 @@ def gains(files: list[Path]) -> dict[str, dict[float, list[float]]]:
     for row, each in accuracies.items():
         for (percent, draw), value in each.items():
             if (percent, draw) not in scratch:
-                raise SystemExit(f"{row} has draw {draw} of {percent:g} % of the labels, and no row scratch has")
+                raise SystemExit(
+                    f"{row} has draw {draw} of {percent:g} % of the labels, and {files[0]} has no row scratch with it"
+                )
             found.setdefault(row, {}).setdefault(percent, []).append(value - scratch[percent, draw])
     return found
 
