@@ -57,7 +57,7 @@ def main() -> None:
 
     picture, *files = map(Path, sys.argv[1:])
     found = gains(files)
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(6, 4.5), layout="constrained")
     axis = figure.subplots()
     for place, (row, each) in enumerate(found.items()):
         spreads = {percent: mean_spread(values) for percent, values in sorted(each.items())}
@@ -77,7 +77,7 @@ def main() -> None:
     axis.axhline(0, color="grey", linewidth=1)
     axis.set_xlabel("share of the labels")
     axis.set_ylabel("points gained over training from scratch")
-    axis.legend()
+    figure.legend(loc="outside lower center", ncols=2)
     figure.savefig(picture, dpi=130)
     print(f"drew {picture}")
 
