@@ -224,9 +224,9 @@ def _loops(bits: torch.dtype) -> tuple[Any, Any, Any]:
 def _tables(scales: tuple[tuple[float, float], ...], dtype: torch.dtype) -> bytes:
     """Return the noise of every draw, in the images' dtype, for each mean and spread."""
     if dtype == torch.uint8:
-        levels = [torch.arange(256, dtype=dtype)]
+        levels = [torch.arange(256, dtype=dtype)] * len(scales)
     else:
-        levels = [scale(normal_levels(), mean, std, dtype) for mean, std in scales or ((0, 1),)]
+        levels = [scale(normal_levels(), mean, std, dtype) for mean, std in scales]
     return torch.stack(levels).view(torch.uint8).numpy().tobytes()
 
 
@@ -279,15 +279,13 @@ def write(
     slices = np.arange(n.planes)[:, None] * depth * thick + np.arange(thick)  # of all planes
     lines = (slices.reshape(-1, 1) * rows * height + np.arange(height)).reshape(-1) * (columns * n.line)
     m = merged(operations, images, mask, fill)
-    scales = tuple(dict.fromkeys((each.mean, each.std) for each in operations if each.kind == NOISE))
-    table = torch.zeros_like(fill)
-    for i, operation in enumerate(operations):
-        if len(scales) > 1 and operation.kind == NOISE:
-            table.masked_fill_(fill == i, scales.index((operation.mean, operation.std)))
+    # A table for each operation, though only noise reads it: an image's table is then its fill.
+    scales = tuple((operation.mean, operation.std) for operation in operations)
+    table = fill.contiguous() if len(operations) > 1 else torch.zeros_like(fill)
     hidden = mask.contiguous().view(-1).numpy()
     flat, target = _lines(images), _lines(out)
     pool = flat if donors is None else _lines(donors)
-    tables = np.frombuffer(_tables(scales, images.dtype), flat.dtype).reshape(max(1, len(scales)), -1)
+    tables = np.frombuffer(_tables(scales, images.dtype), flat.dtype).reshape(len(scales), -1)
     each = Merged._make(t.numpy() for t in (m.kind, m.value.view(bits), m.source.view(-1), m.key))
 
     if inplace and any(operation.kind == COPY for operation in operations):

@@ -8,7 +8,7 @@ to reach n exactly.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,69 +64,50 @@ def counts(word: Tensor, n: Numbers, limits: Tensor | None = None) -> Tensor:
     return torch.where(for_p < n.p, count, 0)
 
 
-class _Spans(NamedTuple):
-    """Numbers that all images share, by rectangle and axis: ``(axes * K,)`` int64 each, its axes in turn.
-
-    An axis of n patches has n + 1 cells, the last one for spans that end with the grid; the cells of the axes follow
-    each other, and those of the next 63 rectangles follow these.
-    """
-
-    bound: Tensor  # how many places there are, without the group's size
-    begin: Tensor  # the first cell of the axis
-    end: Tensor  # its last one
-    bit: Tensor
-    unset: Tensor
-
-
-def _sides(n: Numbers) -> tuple[int, ...]:
-    return (n.depth, n.rows, n.columns)[3 - n.axes :]
-
-
-def _spans(n: Numbers, device: torch.device) -> _Spans:
-    def by_axis(numbers: Sequence[int]) -> Tensor:  # no list of them: it would be copied to the device
-        return torch.cat([torch.full((1,), number, device=device) for number in numbers])
-
-    k, each = torch.arange(n.rectangles, device=device)[:, None], _sides(n)
-    sides, cells = by_axis(each), sum(each) + n.axes
-    bound = (sides + (1 if n.inside else -1)).expand(n.rectangles, n.axes)
-    begin = k // WORD * cells + by_axis([sum(each[:i]) + i for i in range(n.axes)])
-    bit = (torch.ones_like(k) << k % WORD).expand(n.rectangles, n.axes)
-    return _Spans(*(field.reshape(-1) for field in (bound, begin, begin + sides, bit, -bit)))
-
-
-def _bit_sets(key: Tensor, begin: int, n: Numbers, numbers: tuple[int, ...]) -> list[Tensor]:
+def _bit_sets(key: Tensor, begin: int, n: Numbers, sizes: tuple[int, ...]) -> list[Tensor]:
     """Draw K rectangles from number ``begin`` on: which of them cover each place of each axis, as bits.
 
     Returns:
         ``(B, K / 63, side)`` int64 for each axis.
     """
-    spans, table = _spans(n, key.device), table_on(numbers, key.device)[:, 7 - 2 * n.axes :]
-    begins = table_on(numbers, key.device)[:, 0].contiguous()
+    # An axis of n patches has n + 1 cells, the last one for spans that end with the grid; the cells of the axes follow
+    # each other, and those of the next 63 rectangles follow these. Below, a column for each rectangle and axis.
+    each = (n.depth, n.rows, n.columns)[3 - n.axes :]
+    cells, k = sum(each) + n.axes, torch.arange(n.rectangles, device=key.device)[:, None]
+    # No list of them: it would be copied to the device.
+    sides, before = (
+        torch.cat([torch.full((1,), number, device=key.device) for number in numbers])
+        for numbers in (each, [sum(each[:i]) + i for i in range(n.axes)])
+    )
+    places = (sides + (1 if n.inside else -1)).repeat(n.rectangles)  # there are so many, without the group's size
+    start = (k // WORD * cells + before).flatten()
+    end = start + sides.repeat(n.rectangles)
+    bit = (torch.ones_like(k) << k % WORD).expand(-1, n.axes).flatten()
+    table = table_on(sizes, key.device)[:, ENTRY - 2 * n.axes :]
+    begins = table_on(sizes, key.device)[:, 0].contiguous()
     word = rng.words(key, rng.RECTANGLE_SLOT + n.axes * begin, n.axes * n.rectangles)
     if len(table) == 1:
         table = table.expand(n.rectangles, -1)
     else:
         entry = torch.searchsorted(begins, rng.halves(word[:, :: n.axes].contiguous())[0], right=True) - 1
         table = table[entry]
-    low, sizes = table[..., ::2].flatten(-2), table[..., 1::2].flatten(-2)
-    smallest = (low << 32) + sizes * 2**31  # and half of the sizes, for a signed draw
-    size = (word >> 32).mul_(sizes).add_(smallest).bitwise_right_shift_(32)  # the upper half, signed
+    low, many = table[..., ::2].flatten(-2), table[..., 1::2].flatten(-2)
+    smallest = (low << 32) + many * 2**31  # and half of the sizes, for a signed draw
+    size = (word >> 32).mul_(many).add_(smallest).bitwise_right_shift_(32)  # the upper half, signed
     place = word.bitwise_and_(2**32 - 1)
-    if any(0 in numbers[i::ENTRY] for i in (2, 4, 6)):  # from end to end: the middle one of all places
-        place.masked_fill_(sizes == 0, 2**31)
+    if any(0 in sizes[i::ENTRY] for i in (2, 4, 6)):  # from end to end: the middle one of all places
+        place.masked_fill_(many == 0, 2**31)
     if n.inside:
-        first = place.mul_(spans.bound - size).bitwise_right_shift_(32).add_(spans.begin)
+        first = place.mul_(places - size).bitwise_right_shift_(32).add_(start)
         last = first + size
     else:
-        last = place.mul_(spans.bound + size).bitwise_right_shift_(32).add_(spans.begin).add_(1)
-        first = torch.maximum(last - size, spans.begin)
-        last = torch.minimum(last, spans.end)
+        last = place.mul_(places + size).bitwise_right_shift_(32).add_(start).add_(1)
+        first = torch.maximum(last - size, start)
+        last = torch.minimum(last, end)
     # A span adds its bit where it begins and takes it away where it ends, so a running sum holds it in between. Every
     # span has a bit of its own, therefore nothing carries.
-    each = _sides(n)
-    cells = sum(each) + n.axes
     steps = word.new_zeros(len(key), n.rectangles // WORD * cells)
-    steps.scatter_add_(1, first, spans.bit.expand_as(first)).scatter_add_(1, last, spans.unset.expand_as(last))
+    steps.scatter_add_(1, first, bit.expand_as(first)).scatter_add_(1, last, (-bit).expand_as(last))
     sets = steps.view(len(key), n.rectangles // WORD, cells).cumsum(2)
     return [part[..., :-1] for part in sets.split([side + 1 for side in each], 2)]
 
@@ -154,7 +135,7 @@ def _first(axes: Sequence[Tensor]) -> Tensor:
 
 
 def _covered(
-    key: Tensor, count: Tensor, valid: Tensor | None, n: Numbers, numbers: tuple[int, ...]
+    key: Tensor, count: Tensor, valid: Tensor | None, n: Numbers, sizes: tuple[int, ...]
 ) -> tuple[Tensor, int]:
     """Return the number of the first rectangle that covers each patch, ``(B, patches)`` int32, and how many were drawn.
 
@@ -164,14 +145,14 @@ def _covered(
     on_cpu, patches = key.device.type == "cpu", n.depth * n.rows * n.columns
     step = max(1, (_CPU_CELLS if on_cpu else _CELLS) // (max(1, len(key)) * patches)) * WORD
     drawn = min(step, n.rectangles)
-    group = _first(_bit_sets(key, 0, n._replace(rectangles=drawn), numbers))
+    group = _first(_bit_sets(key, 0, n._replace(rectangles=drawn), sizes))
     while drawn < n.rectangles:
         if on_cpu:
             covered = group < drawn if valid is None else (group < drawn) & valid
             if bool((covered.sum(1) >= count).all()):
                 break
         more = n._replace(rectangles=min(step, n.rectangles - drawn))
-        group = torch.where(group == drawn, _first(_bit_sets(key, drawn, more, numbers)).add_(drawn), group)
+        group = torch.where(group == drawn, _first(_bit_sets(key, drawn, more, sizes)).add_(drawn), group)
         drawn += more.rectangles
     return group, drawn
 
