@@ -6,7 +6,7 @@ import os
 
 import torch
 
-_forked_in_group = False  # this process was forked where a process group was, and so is not its rank
+_forked_in_group = False  # a rank of a process group forked this process, which is then no rank itself
 
 
 def group_rank() -> int | None:
@@ -37,8 +37,8 @@ def stream(process: int, home_rank: int) -> int:
         ValueError: ``RANK``, which a launcher sets before there is a process group, is no number.
     """
     worker, rank, here = torch.utils.data.get_worker_info(), group_rank(), process == os.getpid()
-    named = worker is not None or (rank is not None and not _forked_in_group)  # told apart without the process's number
-    fork = 0 if here or named else 2**31 | os.getpid() % 2**31
+    ranked = rank is not None and not _forked_in_group
+    fork = 0 if here or ranked or worker is not None else 2**31 | os.getpid() % 2**31
     if rank is None and worker is not None and here and home_rank >= 0:
         rank = home_rank
     if rank is None:
