@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import rng
-from .shapes import ENTRY, WORD, rectangles_needed, sizes_table
+from .shapes import ENTRY, WORD, begins, rectangles_needed, sizes_table
 
 _MOST_CELLS = 2**31  # int64 cells of one image's bit sets: an accelerator, which is not asked, goes through them all
 
@@ -122,6 +122,7 @@ class Numbers(NamedTuple):
     depth: int
     rows: int
     columns: int
+    patches: int
     wide: int  # the largest width of a group, in patches
     inside: int  # 1: groups lie wholly on the grid; 0: they may hang over its border
     invert: int  # 1: groups are what stays visible
@@ -168,7 +169,7 @@ class Settings(NamedTuple):
 
     def shares(self) -> tuple[int, ...]:
         """Return where, in units of 2^-32, each fill after the first begins."""
-        return _shares(self.weights)
+        return begins(self.weights)[1:]
 
     def table(self) -> tuple[int, ...]:
         """Return the sizes of groups as the backends read them; see :func:`~gmml_aug.shapes.sizes_table`."""
@@ -184,11 +185,6 @@ class Settings(NamedTuple):
         return torch.stack([(low * 2**16).round(), (high * 2**16).round(), low.round(), high.round()], 1).to(
             torch.int64
         )
-
-
-@lru_cache(maxsize=256)
-def _shares(weights: tuple[float, ...]) -> tuple[int, ...]:
-    return tuple(round(sum(weights[:i]) / sum(weights) * 2**32) for i in range(1, len(weights)))
 
 
 @lru_cache(maxsize=1024)
@@ -211,5 +207,5 @@ def _numbers(settings: Settings) -> Numbers:
         )
     start, stop = (round(share * patches * 2**16) for share in ratio)
     wide = max(low + max(sizes - 1, 0) for low, sizes in zip(table[5::ENTRY], table[6::ENTRY], strict=True))
-    sides = 2 if depth == 1 else 3, depth, rows, columns, wide
+    sides = 2 if depth == 1 else 3, depth, rows, columns, patches, wide
     return Numbers(*sides, int(inside), int(invert), rectangles, start, stop, least, most, round(p * 2**32))

@@ -21,6 +21,13 @@ WORD = 63  # rectangles are counted in steps of so many, the bits of an int64 wi
 
 
 @lru_cache(maxsize=256)
+def begins(weights: tuple[float, ...]) -> tuple[int, ...]:
+    """Return where, in units of 2^-32, the share of each weight begins."""
+    ends = list(itertools.accumulate(weights))
+    return (0, *(round(end / ends[-1] * 2**32) for end in ends[:-1]))
+
+
+@lru_cache(maxsize=256)
 def sizes_table(grid: tuple[int, ...], sizes: tuple[int, ...] | None, weights: tuple[float, ...]) -> tuple[int, ...]:
     """Return the sizes of groups as the backends read them: :data:`ENTRY` numbers for each entry.
 
@@ -40,11 +47,9 @@ def sizes_table(grid: tuple[int, ...], sizes: tuple[int, ...] | None, weights: t
         flat = sizes or tuple(end for side in grid for end in (1, max(1, side * 3 // 10)))
         flat *= len(grid) * 2 // len(flat)
         entries = [[(low, high - low + 1) for low, high in zip(flat[::2], flat[1::2], strict=True)]]
-    begins = [0.0, *itertools.accumulate(weights)]
     table: list[int] = []
-    for begin, entry in zip(begins, entries, strict=False):
-        spans = [(1, 1)] * (3 - len(grid)) + entry
-        table += [round(begin / begins[-1] * 2**32) if begin else 0, *itertools.chain(*spans)]
+    for begin, entry in zip(begins(weights), entries, strict=True):
+        table += [begin, *(1, 1) * (3 - len(grid)), *itertools.chain(*entry)]
     return tuple(table)
 
 

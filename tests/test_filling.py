@@ -125,16 +125,17 @@ def test_every_kind_of_operation_is_some_built_in_fills(kind: int) -> None:
     assert kind in kinds
 
 
-@pytest.mark.parametrize("name", WRITING)
-def test_an_unknown_operation_is_refused_before_anything_is_written(name: str) -> None:
-    images = torch.rand(4, 3, 32, 32, device=DEVICES[name])
-    drawn, before = GroupMask(8, 0.5, seed=0).sample(images), images.clone()
-    unknown, known = operation.Operation(len(operation.KINDS), drawn.key), operation.noise(drawn.key, 0, 1)
-    for operations in ([unknown], [known, unknown], [unknown, known]):
-        arguments = (images, images, drawn.mask, drawn.fill, operations, None)
-        if WRITING[name].takes(*arguments):
-            with pytest.raises(ValueError, match="unknown operation"):
-                WRITING[name].write(*arguments)
+@pytest.mark.parametrize("inplace", [False, True])
+def test_an_unknown_operation_is_refused_before_anything_is_written(
+    inplace: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unknown = operation.Operation(len(operation.KINDS), torch.zeros(4, dtype=torch.int64))
+    monkeypatch.setattr(Noise, "operation", lambda *_: unknown)
+    images = torch.rand(4, 3, 32, 32)
+    before = images.clone()
+    for fill in ("noise", {"noise": 1, "zeros": 1}, {"zeros": 1, "noise": 1}):
+        with pytest.raises(ValueError, match="unknown operation"):
+            GroupMask(8, 0.5, fill, seed=0, inplace=inplace)(images)
         assert torch.equal(images, before)
 
 

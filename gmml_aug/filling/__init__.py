@@ -20,7 +20,7 @@ from ..plan import MaskPlan
 from ..rng import operator
 from .everywhere import combined
 from .fills import BuiltIn, Fill, is_built_in
-from .operation import OPERATIONS_SCHEMA, packed, unpacked
+from .operation import KINDS, OPERATIONS_SCHEMA, packed, unpacked
 
 _LARGE = 2**22  # bytes, from which on NumPy asks for large pages
 
@@ -102,11 +102,14 @@ def share_memory(images: Tensor, donors: Tensor) -> bool:
 
 
 def _write_into(images: Tensor, out: Tensor, mask: Tensor, fill: Tensor, donors: Tensor | None, *asked: Any) -> None:
+    operations = unpacked(*asked)
+    if unknown := {one.kind for one in operations}.difference(KINDS):
+        raise ValueError(f"unknown operation {min(unknown)}; a fill's are made by constant(), noise() and copy()")
     if not images.numel():
         return
     if out is images and donors is not None and share_memory(images, donors):
         donors = donors.clone()
-    run(BACKENDS, "write", images.device, images, out, mask, fill, unpacked(*asked), donors)
+    run(BACKENDS, "write", images.device, images, out, mask, fill, operations, donors)
 
 
 def _empty_like(images: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..native import compiled, share
 from ..rng import NOISE_SLOT, normal_levels, word
-from .operation import CONSTANT, COPY, KINDS, NOISE, POOL, Merged, Operation, merged, scale
+from .operation import CONSTANT, COPY, NOISE, POOL, Merged, Operation, merged, scale
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _LEAST = 2**16  # bytes of pixels that are worth a thread of their own
@@ -239,17 +239,12 @@ def _lines(images: Tensor) -> Any:
 def takes(
     images: Tensor, out: Tensor, mask: Tensor, fill: Tensor, operations: Sequence[Operation], donors: Tensor | None
 ) -> bool:
-    """Tell whether the operations are known, and all images lie in memory without gaps, in the same order."""
+    """Tell whether all images lie in memory without gaps, in the same order."""
     tensors = (images, out) if donors is None else (images, out, donors)
     last = torch.channels_last if mask.ndim == 3 else torch.channels_last_3d
-    known = all(operation.kind in KINDS for operation in operations)
-    return (
-        known
-        and images.itemsize in _BITS
-        and (
-            all(t.is_contiguous() for t in tensors)
-            or (images.ndim == mask.ndim + 1 and all(t.is_contiguous(memory_format=last) for t in tensors))
-        )
+    return images.itemsize in _BITS and (
+        all(t.is_contiguous() for t in tensors)
+        or (images.ndim == mask.ndim + 1 and all(t.is_contiguous(memory_format=last) for t in tensors))
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import rng
 from ..sampling.triton_draw import on, supported, word_of
-from .operation import CONSTANT, COPY, KINDS, NOISE, POOL, Operation, merged
+from .operation import CONSTANT, COPY, NOISE, POOL, Operation, merged
 
 _LEAST_PIXELS = 32  # of a patch and all its channels: below, a program has too little to do
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.uint8)
@@ -130,7 +130,6 @@ def takes(
         supported(images.device)
         and images.dtype in _DTYPES
         and pixels >= _LEAST_PIXELS
-        and all(operation.kind in KINDS for operation in operations)
         and all(_reachable(t, mask.ndim - 1) for t in ((images, out) if donors is None else (images, out, donors)))
     )
 

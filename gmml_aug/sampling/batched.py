@@ -41,7 +41,7 @@ def draw(root: int | Tensor, samples: Samples, settings: Settings) -> MaskPlan:
     count = counts(head[:, rng.COUNT_SLOT], n, limits)
     covered = count
     if n.invert:
-        total = n.depth * n.rows * n.columns if samples.valid is None else samples.valid.sum(1)
+        total = n.patches if samples.valid is None else samples.valid.sum(1)
         covered = torch.where(count > 0, total - count, 0)
     group = hide(key, covered, head[:, rng.CUT_SLOT] < 0, samples.valid, n, settings.table())
     if n.invert:
@@ -142,7 +142,7 @@ def _covered(
     That many is also the number of a patch that none of them covers. A CPU draws no more of them than the counts need;
     elsewhere all are drawn, since to ask would be to wait.
     """
-    on_cpu, patches = key.device.type == "cpu", n.depth * n.rows * n.columns
+    on_cpu, patches = key.device.type == "cpu", n.patches
     step = max(1, (_CPU_CELLS if on_cpu else _CELLS) // (max(1, len(key)) * patches)) * WORD
     drawn = min(step, n.rectangles)
     group = _first(_bit_sets(key, 0, n._replace(rectangles=drawn), sizes))
@@ -184,7 +184,7 @@ def hide(
         ``(B, patches)`` int32: the number of the rectangle that hides each patch, the first of those that cover
         it; ``n.rectangles`` + the row-major place for a patch that is hidden by itself; -1 for visible ones.
     """
-    patches = n.depth * n.rows * n.columns
+    patches = n.patches
     cells = len(key) * max(patches * max(1, n.rectangles // WORD), n.axes * n.rectangles)
     parts = -(-cells // (_CPU_CELLS if key.device.type == "cpu" else _CELLS))
     if parts > 1 and len(key) > 1:

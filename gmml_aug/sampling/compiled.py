@@ -49,7 +49,7 @@ def takes(root: object, samples: Samples, settings: Settings) -> bool:
 def draw(root: int, samples: Samples, settings: Settings) -> MaskPlan:
     """Draw a batch; see :func:`gmml_aug.sampling.draw`."""
     n, batch, loop = settings.numbers(), samples.number, _loop()
-    patches, shares, table = n.depth * n.rows * n.columns, _array(settings.shares()), _array(settings.table())
+    patches, shares, table = n.patches, _array(settings.shares()), _array(settings.table())
     # Allocated by NumPy, flat, which takes a fraction of the time that views of tensors do.
     fill, donor, key = np.empty(batch, np.int64), np.empty(batch, np.int64), np.empty(batch, np.int64)
     mask, group = np.empty(batch * patches, np.bool_), np.empty(batch * patches, np.int32)

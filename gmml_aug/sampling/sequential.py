@@ -93,7 +93,7 @@ def hide(
 ) -> None:
     """Write which patches of one image are hidden, and by which group: -1 = visible."""
     depth, height, width, wide = n.depth, n.rows, n.columns, n.wide
-    left, k, patches, axes, inside = count(key, n, limits, image), 0, depth * height * width, n.axes, n.inside
+    left, k, patches, axes, inside = count(key, n, limits, image), 0, n.patches, n.axes, n.inside
     slices, rows, columns = (table[1], table[2]), (table[3], table[4]), (table[5], table[6])
     total, invert = patches, n.invert > 0 and left > 0
     for place in range(patches):
@@ -187,7 +187,7 @@ def draw_images(
                 fill += 1
         fills[i] = fill
         donors[i] = (i + 1 + (for_donor * (batch - 1) >> 32)) % batch if batch > 1 else -1
-        here = slice(i * n.depth * n.rows * n.columns, (i + 1) * n.depth * n.rows * n.columns)
+        here = slice(i * n.patches, (i + 1) * n.patches)
         hide(key, n, table, limits, valid, i, mask[here], group[here], order)
 
 
@@ -201,7 +201,7 @@ def takes(root: object, samples: Samples, settings: Settings) -> bool:
 def draw(root: int, samples: Samples, settings: Settings) -> MaskPlan:
     """Draw a batch; see :func:`gmml_aug.sampling.draw`."""
     n, batch = settings.numbers(), samples.number
-    patches = n.depth * n.rows * n.columns
+    patches = n.patches
     fills, donors, keys = array("q", [0]) * batch, array("q", [0]) * batch, array("Q", [0]) * batch
     mask, group = array("B", [0]) * (batch * patches), array("i", [0]) * (batch * patches)
     order = array("q", [0]) * patches

@@ -175,7 +175,7 @@ def draw(root: int | Tensor, samples: Samples, settings: Settings) -> MaskPlan:
     if not samples.number:
         return plan
     mask = plan.mask
-    block = triton.next_power_of_2(n.depth * n.rows * n.columns)
+    block = triton.next_power_of_2(n.patches)
     sample = samples.first if samples.named is None else samples.named.contiguous()
     # Each number reaches the device as a kernel's argument: a tensor made from a list would wait for a copy.
     bounds = [torch.full((1,), share, dtype=torch.int64, device=mask.device) for share in shares]
