@@ -23,7 +23,7 @@ from ..rng import NOISE_SLOT, normal_levels, word
 from .operation import CONSTANT, COPY, NOISE, POOL, Merged, Operation, merged, scale
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_LEAST = 2**16  # bytes of pixels that are worth a thread of their own
+_LEAST = 2**20  # bytes of pixels that are worth a thread of their own: 0.75 MB take 0.74 ms with two, 0.45 with one
 
 
 class Layout(NamedTuple):
