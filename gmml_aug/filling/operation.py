@@ -142,25 +142,13 @@ class Merged(NamedTuple):
 
 
 def merged(operations: Sequence[Operation], images: Tensor, mask: Tensor, fill: Tensor) -> Merged:
-    """Return what each image is to have. A field that no operation needs means nothing."""
-    batch, channels = len(images), images.shape[-mask.ndim]
-
-    def pick(kinds: Sequence[int], shape: Sequence[int], otherwise: Tensor) -> Tensor:
-        picked: Tensor | None = None
-        for i, operation in enumerate(operations):
-            if operation.kind in kinds:
-                here = (fill == i).view(-1, *(1,) * (len(shape) - 1))
-                tensor = operation.tensor.expand(*shape)
-                picked = tensor if picked is None or len(operations) == 1 else torch.where(here, tensor, picked)
-        return otherwise.expand(*shape) if picked is None else picked
-
-    kind = torch.full_like(fill, operations[0].kind if len(operations) == 1 else -1)
-    if len(operations) > 1:
-        for i, operation in enumerate(operations):
-            kind.masked_fill_(fill == i, operation.kind)
-    return Merged(
-        kind,
-        pick((CONSTANT,), (batch, channels), images.new_zeros(())).contiguous(),
-        pick((COPY, POOL), mask.shape, fill.new_zeros(())).contiguous(),
-        pick((NOISE,), (batch,), fill).contiguous(),
-    )
+    """Return what each image is to have; the fields of other kinds mean nothing."""
+    channels = images.shape[-mask.ndim]
+    kind, key = torch.full_like(fill, -1), torch.zeros_like(fill)
+    m = Merged(kind, images.new_zeros(len(images), channels), mask.new_zeros(mask.shape, dtype=torch.int64), key)
+    for i, operation in enumerate(operations):
+        here = fill == i
+        kind.masked_fill_(here, operation.kind)
+        field = {CONSTANT: m.value, NOISE: key}.get(operation.kind, m.source)
+        torch.where(here.view(-1, *(1,) * (field.ndim - 1)), operation.tensor, field, out=field)
+    return m
