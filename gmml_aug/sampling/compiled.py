@@ -33,11 +33,11 @@ def _loop() -> Any:
     span = compiled(sequential.span, pair(u64, i64, i64, i64, i64, i64), halves)
     count = compiled(sequential.count, i64(u64, numbers, longs, i64), halves)
     cutoff = compiled(sequential.cutoff, i64(longs, i64, i64))
-    drawn = (types.boolean[::1], types.int32[::1])
+    drawn = types.int32[::1], longs
     choice = compiled(sequential.entry, i64(i64, longs))
     asked = numbers, longs, longs, types.boolean[::1]
-    hide = compiled(sequential.hide, types.void(u64, *asked, i64, *drawn, longs), halves, span, choice, count, cutoff)
-    arguments = (i64, i64, longs, i64, i64, i64, numbers, longs, *asked[1:], longs, longs, longs, *drawn, longs)
+    hide = compiled(sequential.hide, types.void(u64, *asked, i64, *drawn), halves, span, choice, count, cutoff)
+    arguments = (i64, i64, longs, i64, i64, i64, numbers, longs, *asked[1:], longs, longs, longs, *drawn)
     return compiled(sequential.draw_images, types.void(*arguments), word_, halves, hide)
 
 
@@ -52,7 +52,8 @@ def draw(root: int, samples: Samples, settings: Settings) -> MaskPlan:
     patches, shares, table = n.patches, _array(settings.shares()), _array(settings.table())
     # Allocated by NumPy, flat, which takes a fraction of the time that views of tensors do.
     fill, donor, key = np.empty(batch, np.int64), np.empty(batch, np.int64), np.empty(batch, np.int64)
-    mask, group = np.empty(batch * patches, np.bool_), np.empty(batch * patches, np.int32)
+    group = np.empty(batch * patches, np.int32)
+    group.fill(-1)
     index = _NO_NUMBERS if samples.named is None else samples.named.contiguous().numpy()
     limits, valid = _NO_NUMBERS, _NO_VALID
     if samples.valid is not None:
@@ -61,9 +62,9 @@ def draw(root: int, samples: Samples, settings: Settings) -> MaskPlan:
     def work(begin: int, end: int) -> None:
         order = np.empty(patches, np.int64)
         asked = root, samples.first, index, begin, end, batch, n, shares, table, limits, valid
-        loop(*asked, fill, donor, key, mask, group, order)
+        loop(*asked, fill, donor, key, group, order)
 
     share(batch, max(1, _LEAST // patches), work)
     each, grid, tensor = samples.batch, (*samples.batch, *settings.grid), torch.from_numpy
     heads = tensor(fill.reshape(each)), tensor(donor.reshape(each)), tensor(key.reshape(each))
-    return MaskPlan(tensor(mask.reshape(grid)), *heads, tensor(group.reshape(grid)))
+    return MaskPlan(tensor((group >= 0).reshape(grid)), *heads, tensor(group.reshape(grid)))

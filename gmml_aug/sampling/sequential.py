@@ -87,17 +87,14 @@ def hide(
     limits: Sequence[int],
     valid: Sequence[int],
     image: int,
-    mask: MutableSequence[int],
     group: MutableSequence[int],
     order: MutableSequence[int],
 ) -> None:
-    """Write which patches of one image are hidden, and by which group: -1 = visible."""
+    """Write which group hides each patch of one image, over -1, which stays where a patch is visible."""
     depth, height, width, wide = n.depth, n.rows, n.columns, n.wide
     left, k, patches, axes, inside = count(key, n, limits, image), 0, n.patches, n.axes, n.inside
     slices, rows, columns = (table[1], table[2]), (table[3], table[4]), (table[5], table[6])
     total, invert = patches, n.invert > 0 and left > 0
-    for place in range(patches):
-        group[place] = -1
     limited = patches if len(valid) > 0 else 0
     for place in range(limited):
         if not valid[image * patches + place]:
@@ -146,13 +143,10 @@ def hide(
         for i in range(length):
             place = order[i] & 0x3FFFFF
             group[place] = n.rectangles + place if order[i] < bound else -1
-    for place in range(patches):
-        mask[place] = group[place] >= 0
     for place in range(patches if invert else limited):
         if invert:
-            mask[place] = group[place] == -1
-            group[place] = 0
-        if not mask[place]:
+            group[place] = 0 if group[place] == -1 else -1
+        elif group[place] < 0:
             group[place] = -1
 
 
@@ -171,11 +165,10 @@ def draw_images(
     fills: MutableSequence[int],
     donors: MutableSequence[int],
     keys: MutableSequence[int],
-    mask: MutableSequence[int],
     group: MutableSequence[int],
     order: MutableSequence[int],
 ) -> None:
-    """Draw the images ``begin`` to ``end - 1``: their fills, donors and keys, masks and groups."""
+    """Draw the images ``begin`` to ``end - 1``: their fills, donors and keys, and their groups over -1."""
     for i in range(begin, end):
         sample = index[i] if len(index) > 0 else first + i
         key = word(root, sample)
@@ -188,7 +181,7 @@ def draw_images(
         fills[i] = fill
         donors[i] = (i + 1 + (for_donor * (batch - 1) >> 32)) % batch if batch > 1 else -1
         here = slice(i * n.patches, (i + 1) * n.patches)
-        hide(key, n, table, limits, valid, i, mask[here], group[here], order)
+        hide(key, n, table, limits, valid, i, group[here], order)
 
 
 def takes(root: object, samples: Samples, settings: Settings) -> bool:
@@ -203,24 +196,17 @@ def draw(root: int, samples: Samples, settings: Settings) -> MaskPlan:
     n, batch = settings.numbers(), samples.number
     patches = n.patches
     fills, donors, keys = array("q", [0]) * batch, array("q", [0]) * batch, array("Q", [0]) * batch
-    mask, group = array("B", [0]) * (batch * patches), array("i", [0]) * (batch * patches)
+    group = array("i", [-1]) * (batch * patches)
     order = array("q", [0]) * patches
     index = [] if samples.named is None else samples.named.tolist()
     valid = [] if samples.valid is None else samples.valid.view(-1).tolist()
     limits = [] if samples.valid is None else settings.limits(samples.valid).view(-1).tolist()
-    masks: Any = memoryview(mask)  # whose slices share its memory
-    groups: Any = memoryview(group)
+    groups: Any = memoryview(group)  # whose slices share its memory
     first: Any = samples.first  # a number, on the CPU
     asked = n, settings.shares(), settings.table(), limits, valid
-    draw_images(root, first, index, 0, batch, batch, *asked, fills, donors, keys, masks, groups, order)
+    draw_images(root, first, index, 0, batch, batch, *asked, fills, donors, keys, groups, order)
     fill, donor, key = (
         torch.frombuffer(field, dtype=torch.int64).view(samples.batch) for field in (fills, donors, keys)
     )
-    grid = (*samples.batch, *settings.grid)
-    return MaskPlan(
-        torch.frombuffer(mask, dtype=torch.bool).view(grid),
-        fill,
-        donor,
-        key,
-        torch.frombuffer(group, dtype=torch.int32).view(grid),
-    )
+    drawn = torch.frombuffer(group, dtype=torch.int32).view(*samples.batch, *settings.grid)
+    return MaskPlan(drawn >= 0, fill, donor, key, drawn)
