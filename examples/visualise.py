@@ -56,8 +56,8 @@ def main(arguments: list[str] | None = None) -> None:
     drawn = []
     if config.method == "gmml":
         corrupt = masks(config, ratio=half, seed=seed)
-        draw_reconstructions(model, data, corrupt, run / "reconstructions.png", accelerator)
-        draw_blocks(model, data, masks(config, ratio=half, seed=seed, fill="alien"), run / "blocks.png")
+        draw_reconstructions(config, model, data, corrupt, run / "reconstructions.png", accelerator)
+        draw_blocks(config, model, data, masks(config, ratio=half, seed=seed, fill="alien"), run / "blocks.png")
         drawn += ["reconstructions", "blocks"]
     else:
         print(f"attention alone is drawn: of a run with --method {config.method} the encoder is kept, and no decoder")

@@ -19,7 +19,15 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "examples"))
 from reference.config import Config
 from reference.model import Autoencoder, Classifier, build, masks, parameters
-from reference.rivals import MAE, Rival, SimMIM, as_autoencoder_weights, flops, normalised_per_patch
+from reference.rivals import (
+    MAE,
+    Rival,
+    SimMIM,
+    as_autoencoder_weights,
+    flops,
+    normalised_per_patch,
+    with_contrast_of,
+)
 
 from gmml_aug import patch_to_pixel
 
@@ -269,6 +277,7 @@ def test_targets_normalised_per_patch() -> None:
                 assert torch.allclose(normalised[b, :, r : r + 4, c : c + 4], wanted, atol=1e-5)
     assert not normalised[0, :, :4, :4].any()
     assert normalised_per_patch(images, (4, 6)).shape == images.shape
+    assert torch.allclose(with_contrast_of(images, normalised, 4), images, atol=1e-4)
 
 
 def test_they_serve_the_loss_of_gmml() -> None:

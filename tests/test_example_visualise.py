@@ -23,7 +23,7 @@ import visualise
 from accelerate import Accelerator
 from reference import pictures
 from reference.checkpoint import tensors
-from reference.config import config_of_finished
+from reference.config import Config, config_of_finished
 from reference.data import load
 from reference.model import Autoencoder, build
 
@@ -202,10 +202,39 @@ def test_training_goes_on_as_if_nothing_had_been_drawn(tmp_path: Path) -> None:
     model = nn.Sequential(autoencoder(None, img_size=8, patch_size=2, in_chans=1)).train()
     corrupt = GroupMask(2, ratio=(0.5, 0.5), fill={"noise": 1, "alien": 1}, group_size=(1, 2), seed=0)
     before = torch.get_rng_state()
-    pictures.draw_reconstructions(model, data, corrupt, tmp_path / "sheet.png", Accelerator())
+    pictures.draw_reconstructions(Config(), model, data, corrupt, tmp_path / "sheet.png", Accelerator())
     assert (tmp_path / "sheet.png").exists()
     assert torch.equal(torch.get_rng_state(), before)
     assert all(module.training for module in model.modules())
+
+
+class Nothing(nn.Module):
+    """Predicts 0 for every pixel."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.zeros_like(images)
+
+
+def test_what_normalised_targets_lack_comes_from_the_original(drawn: dict[str, Figure], tmp_path: Path) -> None:
+    data = load("digits", 8, torch.device("cpu"))
+    corrupt = GroupMask(2, ratio=0.5, fill="noise", seed=0)
+    config = Config(image_size=8, patch_size=2, targets="patches")
+    pictures.draw_reconstructions(config, Nothing(), data, corrupt, tmp_path / "sheet.png", Accelerator())
+    shown = [torch.tensor(axis.images[0].get_array()).unflatten(0, (4, 2)).unflatten(2, (4, 2)) for axis in
+             drawn["sheet.png"].axes]  # fmt: skip
+    for original, reconstruction in zip(shown[:12], shown[24:36], strict=True):
+        assert torch.allclose(reconstruction.mean((1, 3)), original.mean((1, 3)), atol=1e-5)
+        assert not torch.allclose(reconstruction, original, atol=1e-2)
+
+
+def test_blocks_of_normalised_targets(tmp_path: Path, drawn: dict[str, Figure]) -> None:
+    run = train(tmp_path / "run", *SMALL, "--targets", "patches")
+    visualise.main([str(run)])
+    assert "Each patch has mean 0 and spread 1" in str(drawn["blocks.png"].subfigs[0].get_suptitle())
+    original = torch.tensor(drawn["blocks.png"].axes[0].images[0].get_array())
+    blank, side = original[0, 0], 8  # the digits' corners are of one colour, and so their patches' mean
+    assert original.shape == (side, side)
+    assert blank == pytest.approx(float(load("digits", 8, torch.device("cpu")).mean[0]), abs=1e-5)
 
 
 def test_of_a_rival_the_encoder_alone_is_shown(

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from gmml_aug import GroupMask, patch_to_pixel
 
+from .config import Config
 from .data.sources import Data, Raw, Source
 from .model import Autoencoder
+from .rivals import normalised_per_patch, with_contrast_of
 from .views import Views
 
 
@@ -61,7 +63,7 @@ def outline(axis: Axes, chosen: Tensor, patch_size: Sequence[int], color: str) -
 
 @torch.no_grad()
 def draw_reconstructions(
-    model: nn.Module, data: Data, corrupt: GroupMask, path: Path, accelerator: Accelerator
+    config: Config, model: nn.Module, data: Data, corrupt: GroupMask, path: Path, accelerator: Accelerator
 ) -> None:
     """Draw a dozen held-out images, how they were corrupted, what the model made of them, and the masks."""
     (source, what), views = held_out(data), Views(data)
@@ -74,14 +76,19 @@ def draw_reconstructions(
     hidden = patch_to_pixel(mask, corrupt.patch_size)
     training = model.training
     model.eval()
-    filled = torch.where(hidden, model(corrupted), images)
+    made = model(corrupted)
     model.train(training)
+    how = "visible patches\nas they were"
+    if config.targets == "patches":
+        made = with_contrast_of(images, made, config.patch_size)
+        how += "; mean and\nspread of each hidden\none are the original's"
+    filled = torch.where(hidden, made, images)
     if not accelerator.is_main_process:
         return
     rows = {
         "original": views.shown(images),
         "corrupted:\nall that the\nnetwork sees": views.shown(corrupted),
-        "reconstruction\n(visible patches\nas they were)": views.shown(filled),
+        f"reconstruction\n({how})": views.shown(filled),
         "mask\n(white: hidden)": hidden.float(),
     }
     fills = [type(corrupt.fills[number]).__name__.lower() for number in plan.fill.tolist()]
@@ -106,8 +113,11 @@ def decoded(model: Autoencoder, corrupted: Tensor) -> list[Tensor]:
 
 
 @torch.no_grad()
-def draw_blocks(model: Autoencoder, data: Data, alien: GroupMask, path: Path) -> None:
-    """Draw what each block's output decodes to where aliens were put in, and how near that is to both images."""
+def draw_blocks(config: Config, model: Autoencoder, data: Data, alien: GroupMask, path: Path) -> None:
+    """Draw what each block's output decodes to where aliens were put in, and how near that is to both images.
+
+    With normalised targets all patches are shown and compared as they were learned, of mean 0 and spread 1.
+    """
     (source, what), views, depth = held_out(data), Views(data), len(model.encoder.blocks)
     generator = torch.Generator().manual_seed(alien.seed or 0)
     chosen = torch.randperm(len(source), generator=generator)[:256]
@@ -118,13 +128,15 @@ def draw_blocks(model: Autoencoder, data: Data, alien: GroupMask, path: Path) ->
         images = views.plain(raw.images)
         plan = alien.sample(images, index=raw.number)
         corrupted, mask = alien.apply(images, plan)
-        stages = [views.shown(stage) for stage in (corrupted, *decoded(model, corrupted), model(corrupted))]
+        before = images, corrupted
+        if config.targets == "patches":
+            before = normalised_per_patch(images, config.patch_size), normalised_per_patch(corrupted, config.patch_size)
+        shown, *stages = (views.shown(each) for each in (*before, *decoded(model, corrupted), model(corrupted)))
         own = torch.arange(len(images), device=images.device)
         third = (plan.donor + 1) % len(images)  # an image that the network sees nothing of
         third = torch.where(third == own, (plan.donor + 2) % len(images), third)
         hidden = patch_to_pixel(mask, alien.patch_size)
         pixels = hidden.sum((1, 2, 3)) * data.channels
-        shown = views.shown(images)
         references = (shown[plan.donor], shown, shown[third])
         far = [[((s - r).abs() * hidden).sum((1, 2, 3)) / pixels for s in stages] for r in references]
         distances.append(torch.stack([torch.stack(row) for row in far]).cpu())
@@ -142,7 +154,9 @@ def draw_blocks(model: Autoencoder, data: Data, alien: GroupMask, path: Path) ->
                 label(axes[i, 0], name)
     upper.suptitle(
         f"Each block's output, decoded, visible patches too: {what} of {data.name}.\n"
-        "Inside the red lines are the donor's patches; the network sees the corrupted input alone.",
+        "Inside the red lines are the donor's patches; the network sees the corrupted input alone."
+        + "\nEach patch has mean 0 and spread 1, as the network learned it."
+        * (config.targets == "patches"),
         fontsize=11,
     )
     far_all = torch.cat(distances, 2)

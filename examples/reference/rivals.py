@@ -46,6 +46,19 @@ def normalised_per_patch(images: Tensor, patch_size: int | tuple[int, int]) -> T
     return F.fold((patches - mean) / (variance + 1e-6).sqrt(), images.shape[-2:], patch_size, stride=patch_size)
 
 
+def with_contrast_of(images: Tensor, made: Tensor, patch_size: int | tuple[int, int]) -> Tensor:
+    """Give every patch of what was made the mean and spread of the image's own, which normalised targets lack.
+
+    Args:
+        images: ``(B, C, H, W)``, floating.
+        made: likewise; ``normalised_per_patch(images, patch_size)`` becomes ``images``.
+        patch_size: int or (height, width) in pixels.
+    """
+    patches, wanted = (F.unfold(each, patch_size, stride=patch_size) for each in (images, made))
+    variance, mean = torch.var_mean(patches, dim=1, correction=0, keepdim=True)
+    return F.fold(wanted * (variance + 1e-6).sqrt() + mean, images.shape[-2:], patch_size, stride=patch_size)
+
+
 class Rival(nn.Module):
     """The parts that both methods share. A method adds ``forward`` and its ``masks``."""
 

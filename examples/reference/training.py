@@ -166,7 +166,7 @@ def pretrain(config: Config, call: Call, data: Data, accelerator: Accelerator, s
             timed, since = done, time.perf_counter()
         if shows:
             path = call.output / f"reconstructions/step-{done:06}.png"
-            draw_reconstructions(model, data, masks(config, ratio=(0.5, 0.5)), path, accelerator)
+            draw_reconstructions(config, model, data, masks(config, ratio=(0.5, 0.5)), path, accelerator)
             sheet *= 2
         if saves:
             whole = state(model, optimizer.optimizer)
