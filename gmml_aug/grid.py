@@ -55,10 +55,9 @@ def as_patch_size(patch_size: int | tuple[int, ...]) -> tuple[int, ...]:
 
 def spread(mask: Tensor, patch: Sequence[int]) -> Tensor:
     """Repeat patches along each of their sides, in pixels: ``(..., gh, gw)`` -> ``(..., gh * height, gw * width)``."""
-    first, grid = mask.shape[: -len(patch)], mask.shape[-len(patch) :]
-    apart, wide = ([n for pair in zip(grid, each, strict=True) for n in pair] for each in ([1] * len(patch), patch))
-    sides = (side * length for side, length in zip(grid, patch, strict=True))
-    return mask.reshape(*first, *apart).expand(*first, *wide).reshape(*first, *sides)
+    for axis, length in enumerate(reversed(patch), 1):
+        mask = mask.repeat_interleave(length, -axis) if length > 1 else mask
+    return mask
 
 
 def _check_tensor(mask: object) -> None:
@@ -87,7 +86,7 @@ def patch_to_pixel(mask: Tensor, patch_size: int | tuple[int, ...]) -> Tensor:
     patch = as_patch_size(patch_size)
     _check_tensor(mask)
     if mask.ndim - len(patch) not in (0, 1):
-        grid = "gd, gh, gw"[-4 * len(patch) + 2 :]
+        grid = ", ".join(("gd", "gh", "gw")[-len(patch) :])
         raise ValueError(f"a patch mask is (B, {grid}) or ({grid}) with patches of {patch}; got {tuple(mask.shape)}")
     return spread(mask, patch).unsqueeze(-len(patch) - 1)
 
