@@ -49,6 +49,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "learned-fusion": ("--fuse", "learned"),
     "loss-on-all": ("--loss", "all"),
     "normalised-targets": ("--targets", "patches"),
+    "pixel-targets": ("--targets", "pixels"),
     "beta2-0.95": ("--beta2", "0.95"),
     "mae": ("--method", "mae"),
     "simmim": ("--method", "simmim"),

@@ -16,9 +16,9 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 TITLES = {
-    "groups": "GMML, groups",
-    "normalised-targets": "GMML, targets normalised in each patch",
-    "tokens": "GMML, single patches",
+    "groups": "GMML, groups, targets in pixels",
+    "normalised-targets": "GMML, groups, normalised targets",
+    "tokens": "GMML, single patches, in pixels",
     "mae-equal-time": "MAE, as many seconds",
     "simmim-equal-time": "SimMIM, as many seconds",
 }

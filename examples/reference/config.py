@@ -98,6 +98,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "photographs": {
         "image_size": 64, "patch_size": 8, "dim": 96, "depth": 4, "heads": 3, "group_size": (2, 4), "ratio": (0.5, 0.8),
+        "targets": "patches",
         "epochs": 200, "batch_size": 64, "base_lr": 5e-3, "weight_decay": (0.04, 0.04), "precision": "auto",
         "labels": (10.0,), "draws": 3, "rates": (5e-4, 1e-3, 2e-3),
     },
