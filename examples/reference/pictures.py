@@ -171,7 +171,7 @@ def draw_blocks(config: Config, model: Autoencoder, data: Data, alien: GroupMask
         axis.errorbar(range(depth + 1), middle[:-1], 2 * spread[:-1], color=color, marker=marker, label=name, capsize=2)
         axis.errorbar([depth + 1], middle[-1:], 2 * spread[-1:], color=color, marker=marker, capsize=2)
     axis.set_xticks(range(depth + 2), ["corrupted\ninput", *(f"block {b + 1}" for b in range(depth)), "output"])
-    axis.set_ylabel("mean absolute difference\n(pixel values from 0 to 1)")
+    axis.set_ylabel("mean absolute difference\n(of what is shown, from 0 to 1)")
     axis.set_ylim(bottom=0)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=9)

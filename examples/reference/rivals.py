@@ -41,9 +41,8 @@ def normalised_per_patch(images: Tensor, patch_size: int | tuple[int, int]) -> T
     Returns:
         Of the shape and dtype of ``images``. A patch of one colour is 0, not the quotient of two zeros.
     """
-    patches = F.unfold(images, patch_size, stride=patch_size)  # (B, C * height * width, patches)
-    variance, mean = torch.var_mean(patches, dim=1, correction=0, keepdim=True)
-    return F.fold((patches - mean) / (variance + 1e-6).sqrt(), images.shape[-2:], patch_size, stride=patch_size)
+    patches, mean, spread = _mean_and_spread(images, patch_size)
+    return F.fold((patches - mean) / spread, images.shape[-2:], patch_size, stride=patch_size)
 
 
 def with_contrast_of(images: Tensor, made: Tensor, patch_size: int | tuple[int, int]) -> Tensor:
@@ -54,9 +53,15 @@ def with_contrast_of(images: Tensor, made: Tensor, patch_size: int | tuple[int, 
         made: likewise; ``normalised_per_patch(images, patch_size)`` becomes ``images``.
         patch_size: int or (height, width) in pixels.
     """
-    patches, wanted = (F.unfold(each, patch_size, stride=patch_size) for each in (images, made))
+    _, mean, spread = _mean_and_spread(images, patch_size)
+    wanted = F.unfold(made, patch_size, stride=patch_size) * spread + mean
+    return F.fold(wanted, images.shape[-2:], patch_size, stride=patch_size)
+
+
+def _mean_and_spread(images: Tensor, patch_size: int | tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    patches = F.unfold(images, patch_size, stride=patch_size)  # (B, C * height * width, patches)
     variance, mean = torch.var_mean(patches, dim=1, correction=0, keepdim=True)
-    return F.fold(wanted * (variance + 1e-6).sqrt() + mean, images.shape[-2:], patch_size, stride=patch_size)
+    return patches, mean, (variance + 1e-6).sqrt()
 
 
 class Rival(nn.Module):
