@@ -117,7 +117,9 @@ def mapped(tensor: Tensor) -> bool:
 
 
 def watched() -> bool:
-    """Tell whether something of torch's (fake tensors, vmap, tracing) may want to see the operators of a call."""
+    """Tell whether something of torch's (the compiler, fake tensors, vmap, tracing) is to see a call's operators."""
+    if torch.compiler.is_compiling():
+        return True
     try:
         modes: bool = torch._C._len_torch_dispatch_stack() > 0
         return modes or transformed() or torch._C._get_tracing_state() is not None

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ..backends import Backend, run, transformed
+from ..backends import Backend, run, transformed, watched
 from ..plan import MaskPlan
 from ..rng import operator
 from .everywhere import combined
 from .fills import BuiltIn, Fill, is_built_in
-from .operation import KINDS, OPERATIONS_SCHEMA, packed, unpacked
+from .operation import KINDS, OPERATIONS_SCHEMA, Operation, packed, unpacked
 
 _LARGE = 2**22  # bytes, from which on NumPy asks for large pages
 
@@ -57,6 +57,8 @@ def write(images: Tensor, plan: MaskPlan, fills: Sequence[Fill], donors: Tensor 
             plan = MaskPlan(*(field.clone() for field in plan))
     if not traced and all(map(is_built_in, fills)):
         operations = [fill.operation(images, plan, donors) for fill in fills if isinstance(fill, BuiltIn)]
+        if not watched():  # torch's dispatcher has no part in a plain eager call
+            return _written(images, inplace, plan.mask, plan.fill, donors, operations)
         arguments = (images, plan.mask, plan.fill, donors, *packed(operations))
         if inplace:
             torch.ops.gmml_aug.write_(*arguments)
@@ -101,17 +103,6 @@ def share_memory(images: Tensor, donors: Tensor) -> bool:
     return max(begins) < min(ends)
 
 
-def _write_into(images: Tensor, out: Tensor, mask: Tensor, fill: Tensor, donors: Tensor | None, *asked: Any) -> None:
-    operations = unpacked(*asked)
-    if unknown := {one.kind for one in operations}.difference(KINDS):
-        raise ValueError(f"unknown operation {min(unknown)}; a fill's are made by constant(), noise() and copy()")
-    if not images.numel():
-        return
-    if out is images and donors is not None and share_memory(images, donors):
-        donors = donors.clone()
-    run(BACKENDS, "write", images.device, images, out, mask, fill, operations, donors)
-
-
 def _empty_like(images: Tensor) -> Tensor:
     """Return room for the result.
 
@@ -128,16 +119,33 @@ def _empty_like(images: Tensor) -> Tensor:
     return out.set_(memory.untyped_storage(), begin, images.shape, strides)
 
 
-def _write(images: Tensor, *arguments: Any) -> Tensor:
-    out = _empty_like(images)
-    _write_into(images, out, *arguments)
+def _written(
+    images: Tensor,
+    inplace: bool,
+    mask: Tensor,
+    fill: Tensor,
+    donors: Tensor | None,
+    operations: Sequence[Operation],
+) -> Tensor:
+    """Return the images with what is hidden written into them, or into new ones."""
+    if unknown := {one.kind for one in operations}.difference(KINDS):
+        raise ValueError(f"unknown operation {min(unknown)}; a fill's are made by constant(), noise() and copy()")
+    out = images if inplace else _empty_like(images)
+    if images.numel():
+        if inplace and donors is not None and share_memory(images, donors):
+            donors = donors.clone()
+        run(BACKENDS, "write", images.device, images, out, mask, fill, operations, donors)
+    if inplace and not images.is_inference():
+        torch.autograd.graph.increment_version(images)  # as torch's own functions do, for autograd to see
     return out
 
 
-def _write_inplace(images: Tensor, *arguments: Any) -> None:
-    _write_into(images, images, *arguments)
-    if not images.is_inference():
-        torch.autograd.graph.increment_version(images)  # as torch's own functions do, for autograd to see
+def _write(images: Tensor, mask: Tensor, fill: Tensor, donors: Tensor | None, *asked: Any) -> Tensor:
+    return _written(images, False, mask, fill, donors, unpacked(*asked))
+
+
+def _write_inplace(images: Tensor, mask: Tensor, fill: Tensor, donors: Tensor | None, *asked: Any) -> None:
+    _written(images, True, mask, fill, donors, unpacked(*asked))
 
 
 # Opaque to torch.compile, so that a compiled call takes the quick backends as well.

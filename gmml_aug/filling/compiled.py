@@ -201,23 +201,59 @@ def move_lines(begin: int, end: int, images: Any, to: Any, origin: Any, saved: A
                 move(images, images, here + lines[which], there + lines[which], n.line)
 
 
+class Loops(NamedTuple):
+    """The functions above, compiled for one width of values."""
+
+    write_bands: Any
+    arrange: Any
+    move_lines: Any
+
+
 @lru_cache(maxsize=len(_BITS))
-def _loops(bits: torch.dtype) -> tuple[Any, Any, Any]:
+def _loops(bits: torch.dtype) -> Loops:
     i64, void = types.int64, types.void
     pixel = {torch.uint8: types.uint8, torch.int16: types.int16, torch.int32: types.int32, torch.int64: i64}[bits]
     pixels, longs, layout = pixel[::1], i64[::1], types.NamedUniTuple(i64, len(Layout._fields), Layout)
+    kept = types.Array(i64, 1, "C", readonly=True)
     mixed = compiled(word, types.uint64(types.uint64, types.uint64))
     begin = compiled(start, i64(i64, layout))
     row, tables = (types.Array(pixel, dimensions, "C", readonly=True) for dimensions in (1, 2))
     draws = types.uint8 if bits == torch.uint8 else types.uint16
     scratch = types.Tuple((pixels, types.uint64[::1], draws[::1]))
-    drawn = compiled(noise, void(pixels, i64, types.uint64, row, scratch, longs, layout), mixed, begin)
+    drawn = compiled(noise, void(pixels, i64, types.uint64, row, scratch, kept, layout), mixed, begin)
     each = types.NamedTuple((longs, pixel[:, ::1], longs, longs), Merged)
-    arguments = (i64, i64, pixels, pixels, pixels, types.boolean[::1], each, longs, tables, longs, scratch, i64, layout)
-    bands = compiled(write_bands, void(*arguments), begin, drawn)
-    ordered = compiled(arrange, i64(longs, types.boolean[::1], longs, longs, longs))
-    moved = compiled(move_lines, void(i64, i64, pixels, longs, longs, pixels, longs, layout), begin)
-    return bands, ordered, moved
+    arguments = (i64, i64, pixels, pixels, pixels, types.boolean[::1], each, longs, tables, kept, scratch, i64, layout)
+    return Loops(
+        compiled(write_bands, void(*arguments), begin, drawn),
+        compiled(arrange, i64(longs, types.boolean[::1], longs, longs, longs)),
+        compiled(move_lines, void(i64, i64, pixels, longs, longs, pixels, kept, layout), begin),
+    )
+
+
+@lru_cache(maxsize=64)
+def _layout(shape: Sequence[int], grid: Sequence[int], contiguous: bool, byte: bool) -> tuple[Layout, Any]:
+    """Return the layout of images, and where the lines of a patch lie from its first one on, to which nobody writes."""
+    axes = len(grid)
+    depth, rows, columns = grid = (1,) * (3 - axes) + tuple(grid)
+    sides = (1,) * (3 - axes) + tuple(shape[-axes:])
+    thick, height, width = (side // number for side, number in zip(sides, grid, strict=True))
+    channels = shape[-axes - 1]
+    n = Layout(
+        planes=math.prod(shape[1:-axes]) if contiguous else 1,
+        depth=depth,
+        rows=rows,
+        columns=columns,
+        thick=thick,
+        height=height,
+        line=width * (1 if contiguous else channels),
+        channels=channels,
+        interleaved=1 if contiguous else channels,
+        per_word=8 if byte else 4,
+    )
+    slices = np.arange(n.planes)[:, None] * depth * thick + np.arange(thick)  # of all planes
+    lines = (slices.reshape(-1, 1) * rows * height + np.arange(height)).reshape(-1) * (columns * n.line)
+    lines.setflags(write=False)
+    return n, lines
 
 
 @lru_cache(maxsize=16)
@@ -252,31 +288,12 @@ def write(
     images: Tensor, out: Tensor, mask: Tensor, fill: Tensor, operations: Sequence[Operation], donors: Tensor | None
 ) -> None:
     """Write the images into ``out``; see :mod:`gmml_aug.filling`."""
-    bits, batch, inplace, axes = _BITS[images.itemsize], len(mask), out is images, mask.ndim - 1
-    depth, rows, columns = grid = (1,) * (3 - axes) + tuple(mask.shape[1:])
-    sides = (1,) * (3 - axes) + tuple(images.shape[-axes:])
-    thick, height, width = (side // number for side, number in zip(sides, grid, strict=True))
-    bands, ordered, moved = _loops(bits)
-    channels, contiguous = images.shape[-axes - 1], images.is_contiguous()
-    n = Layout(
-        planes=math.prod(images.shape[1:-axes]) if contiguous else 1,
-        depth=depth,
-        rows=rows,
-        columns=columns,
-        thick=thick,
-        height=height,
-        line=width * (1 if contiguous else channels),
-        channels=channels,
-        interleaved=1 if contiguous else channels,
-        per_word=8 if images.dtype == torch.uint8 else 4,
-    )
-    pixels, patches = n.planes * thick * height * n.line, batch * depth * rows * columns
-    slices = np.arange(n.planes)[:, None] * depth * thick + np.arange(thick)  # of all planes
-    lines = (slices.reshape(-1, 1) * rows * height + np.arange(height)).reshape(-1) * (columns * n.line)
+    bits, inplace, patches = _BITS[images.itemsize], out is images, mask.numel()
+    n, lines = _layout(images.shape, mask.shape[1:], images.is_contiguous(), images.dtype == torch.uint8)
+    loops, pixels = _loops(bits), len(lines) * n.line
     m = merged(operations, images, mask, fill)
-    # A table for each operation, though only noise reads it: an image's table is then its fill.
     scales = tuple((operation.mean, operation.std) for operation in operations)
-    table = fill.contiguous() if len(operations) > 1 else torch.zeros_like(fill)
+    table = fill.contiguous().numpy()  # one for each fill, though only noise reads it
     hidden = mask.contiguous().view(-1).numpy()
     flat, target = _lines(images), _lines(out)
     pool = flat if donors is None else _lines(donors)
@@ -284,13 +301,13 @@ def write(
     each = Merged._make(t.numpy() for t in (m.kind, m.value.view(bits), m.source.view(-1), m.key))
 
     if inplace and any(operation.kind == COPY for operation in operations):
-        copied = (mask & (m.kind == COPY).view(-1, *(1,) * axes)).reshape(-1)  # a mask may have any strides
+        copied = (mask & (m.kind == COPY).view(-1, *(1,) * (mask.ndim - 1))).reshape(-1)  # of any strides
         to, origin = np.empty(2 * patches, np.int64), np.empty(2 * patches, np.int64)
-        moves = ordered(each.source, copied.numpy(), np.zeros(patches, np.int64), to, origin)
+        moves = loops.arrange(each.source, copied.numpy(), np.zeros(patches, np.int64), to, origin)
 
         def some_lines(begin: int, end: int) -> None:
             saved = np.empty((end - begin) * n.line, flat.dtype)
-            moved(begin, end, flat, to[:moves], origin[:moves], saved, lines, n)
+            loops.move_lines(begin, end, flat, to[:moves], origin[:moves], saved, lines, n)
 
         share(len(lines), max(1, _LEAST // (moves * n.line * images.itemsize + 1)), some_lines)
 
@@ -299,6 +316,6 @@ def write(
         draws = words.view(np.uint8 if n.per_word == 8 else np.uint16)
         drawn = draws if n.per_word == 8 else np.empty(pixels, flat.dtype)
         scratch = drawn, words, draws
-        bands(begin, end, flat, target, pool, hidden, each, table.numpy(), tables, lines, scratch, inplace, n)
+        loops.write_bands(begin, end, flat, target, pool, hidden, each, table, tables, lines, scratch, inplace, n)
 
-    share(batch * depth * rows, max(1, _LEAST // (columns * pixels * images.itemsize)), some_bands)
+    share(patches // n.columns, max(1, _LEAST // (n.columns * pixels * images.itemsize)), some_bands)

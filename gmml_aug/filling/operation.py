@@ -142,13 +142,16 @@ class Merged(NamedTuple):
 
 
 def merged(operations: Sequence[Operation], images: Tensor, mask: Tensor, fill: Tensor) -> Merged:
-    """Return what each image is to have; the fields of other kinds mean nothing."""
-    channels = images.shape[-mask.ndim]
-    kind, key = torch.full_like(fill, -1), torch.zeros_like(fill)
-    m = Merged(kind, images.new_zeros(len(images), channels), mask.new_zeros(mask.shape, dtype=torch.int64), key)
+    """Return what each image is to have. A field means nothing for images of other kinds, and is empty if all are."""
+    kind, fields = torch.full_like(fill, -1), dict[int, Tensor]()
     for i, operation in enumerate(operations):
-        here = fill == i
+        here, field = fill == i, COPY if operation.kind == POOL else operation.kind
         kind.masked_fill_(here, operation.kind)
-        field = {CONSTANT: m.value, NOISE: key}.get(operation.kind, m.source)
-        torch.where(here.view(-1, *(1,) * (field.ndim - 1)), operation.tensor, field, out=field)
-    return m
+        if field in fields:
+            wide = here.view(-1, *(1,) * (operation.tensor.ndim - 1))
+            fields[field] = torch.where(wide, operation.tensor, fields[field])
+        else:
+            fields[field] = operation.tensor
+    value = fields[CONSTANT].expand(len(images), -1) if CONSTANT in fields else images.new_empty(0, 1)
+    source, key = fields.get(COPY, fill[:0]), fields.get(NOISE, fill[:0])
+    return Merged(kind, *(t.contiguous() for t in (value, source, key)))

@@ -111,7 +111,7 @@ _SCHEMA = (
 def drawn(call: Call) -> MaskPlan:
     """Draw for one call of a GroupMask, and count its samples."""
     # torch's dispatcher takes a third of the time of drawing one mask, and has no part in a plain eager call.
-    if not torch.compiler.is_compiling() and not watched():
+    if not watched():
         return _draw(call)
     return MaskPlan(*torch.ops.gmml_aug.draw.default(*call))
 
