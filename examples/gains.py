@@ -1,67 +1,70 @@
-"""Draw what pretraining gains over training from scratch, by share of labels: one line for each row of ablate.py.
+"""Draw what pretraining gains, by share of labels: one line for each row of ablate.py.
 
-    python examples/gains.py gains.png results/flowers-64-scratch.json [MORE.json ...]
+    python examples/gains.py gains.png results/flowers-64-scratch.json [MORE.json ...] [--over mae-equal-time]
 
-The files are ablation.json of ``ablate.py``; more of them add rows, or seeds to the same rows. The row ``scratch`` of
-the first one is what all others are compared with, draw by draw of the labels. A point is the mean of the paired
-differences over all seeds and draws of the labels, a bar their standard deviation. The figures are printed too.
+The files are ablation.json of ``ablate.py``; more of them add rows, or seeds to the same rows. All rows are compared
+with training from scratch, or with the row that ``--over`` names, draw by draw of the labels. Where several files have
+``scratch`` with a draw, the first one counts. A point is the mean of the paired differences over the draws that both
+rows have, a bar their standard deviation. The figures are printed too, with the number of draws.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from reference.evaluation import mean_spread, written
 
 TITLES = {
-    "groups": "GMML, groups, targets in pixels",
-    "normalised-targets": "GMML, groups, normalised targets",
-    "tokens": "GMML, single patches, in pixels",
+    "groups": "GMML, groups",
+    "tokens": "GMML, single patches",
+    "pixel-targets": "GMML, groups, targets in pixels",
+    "tokens-pixel-targets": "GMML, single patches, in pixels",
     "mae-equal-time": "MAE, as many seconds",
     "simmim-equal-time": "SimMIM, as many seconds",
 }
 
 
-def gains(files: list[Path]) -> dict[str, dict[float, list[float]]]:
-    """Return for each row and share of labels, in percent, the gains in points."""
-    accuracies: dict[str, dict[tuple[float, int], float]] = {}  # of each share and draw
+def gains(files: list[Path], over: str) -> dict[str, dict[float, list[float]]]:
+    """Return for each row and share of labels, in percent, the gains over a row in points."""
+    accuracies: dict[str, dict[tuple[float, int], float]] = {over: {}}  # of each share and draw
     for path in files:
         table = json.loads(path.read_text())
         draws = [seed * table["draws"] + number for seed in table["seeds"] for number in range(table["draws"])]
         for row, figures in table["rows"].items():
-            if row == "scratch" and path != files[0]:
-                continue
             each = accuracies.setdefault(row, {})
             for percent in table["labels"]:
                 for draw, value in zip(draws, figures[f"fine-tuned, {percent:g} %"]["each"], strict=True):
-                    if each.setdefault((percent, draw), value) != value:
+                    if each.setdefault((percent, draw), value) != value and row != "scratch":
                         raise SystemExit(f"{path} has other figures of {row} than a file before it, with the same draw")
-    scratch = accuracies.pop("scratch", {})
+    base = accuracies.pop(over)
     found: dict[str, dict[float, list[float]]] = {}
     for row, each in accuracies.items():
-        for (percent, draw), value in each.items():
-            if (percent, draw) not in scratch:
-                raise SystemExit(
-                    f"{row} has draw {draw} of {percent:g} % of the labels, and {files[0]} has no row scratch with it"
-                )
-            found.setdefault(row, {}).setdefault(percent, []).append(value - scratch[percent, draw])
+        for percent in sorted({percent for percent, _ in each}):
+            shared = [value - base[key] for key, value in each.items() if key[0] == percent and key in base]
+            if not shared:
+                raise SystemExit(f"{row} and {over} share no draw of {percent:g} % of the labels in these files")
+            found.setdefault(row, {})[percent] = shared
     return found
 
 
 def main() -> None:
-    if len(sys.argv) < 3:
-        raise SystemExit(f"{__doc__}\ngains.py takes a picture's path and one or more files; got {sys.argv[1:]}")
-    from reference.evaluation import mean_spread, written
-
-    picture, *files = map(Path, sys.argv[1:])
-    found = gains(files)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("picture", type=Path, help="where to draw")
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="ablation.json of ablate.py")
+    parser.add_argument("--over", default="scratch", metavar="ROW", help="what all rows are compared with")
+    args = parser.parse_args()
+    found = gains(args.files, args.over)
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     axis = figure.subplots()
     for place, (row, each) in enumerate(found.items()):
-        spreads = {percent: mean_spread(values) for percent, values in sorted(each.items())}
-        print(f"{row:<20}" + "".join(f"{percent:>8g} %: {written(spread, '+')}" for percent, spread in spreads.items()))
+        spreads = {percent: mean_spread(values) for percent, values in each.items()}
+        said = (f"{p:>8g} %: {written(spreads[p], '+')} ({len(each[p])} draws)" for p in each)
+        print(f"{row:<20}" + "".join(said))
         axis.errorbar(
             [percent * 1.04 ** (place - len(found) / 2) for percent in spreads],  # side by side
             [spread["mean"] for spread in spreads.values()],
@@ -76,10 +79,11 @@ def main() -> None:
     axis.minorticks_off()
     axis.axhline(0, color="grey", linewidth=1)
     axis.set_xlabel("share of the labels")
-    axis.set_ylabel("points gained over training from scratch")
+    base = "training from scratch" if args.over == "scratch" else TITLES.get(args.over, args.over)
+    axis.set_ylabel(f"points gained over {base}")
     figure.legend(loc="outside lower center", ncols=2)
-    figure.savefig(picture, dpi=130)
-    print(f"drew {picture}")
+    figure.savefig(args.picture, dpi=130)
+    print(f"drew {args.picture}")
 
 
 if __name__ == "__main__":
