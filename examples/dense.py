@@ -37,8 +37,10 @@ def main(arguments: list[str] | None = None) -> None:
     from reference.checkpoint import save_text, tensors
     from reference.dense import PASSED_OVER, SIDES, judged, read, tokens_of
     from reference.evaluation import made_by
+    from reference.runs import check_writable
     from sklearn.model_selection import train_test_split
 
+    check_writable(args.run)
     device = PartialState().device
     channels = tensors(args.run / "autoencoder.safetensors")["encoder.patch_embed.proj.weight"].shape[1]
     if channels != 3:

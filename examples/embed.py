@@ -31,7 +31,9 @@ def main(arguments: list[str] | None = None) -> None:
     from reference.checkpoint import tensors, write_whole
     from reference.embedding import described, draw_neighbours, find
     from reference.model import build
+    from reference.runs import check_writable
 
+    check_writable(output)
     paths = find(args.photographs)
     for name in args.photographs:
         if name.is_dir() and output.resolve().is_relative_to(name.resolve()):

@@ -43,13 +43,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="a finished run folder of pretrain.py")
     parser.add_argument("--data", help="labelled images, as for pretrain.py; those of the run if not given")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done and how long it takes, and end")
-    parser.add_argument("--labels", type=float, nargs="+", default=[1.0, 10.0, 100.0], help="percent; default 1 10 100")
+    parser.add_argument(
+        "--labels", type=float, nargs="+", help="percent; default those of 1, 10 and 100 that reach every class"
+    )
     add_options(parser, ("draws", "rates", "search_draws", "layer_decay"), default="; default the run's")
     add_options(parser, FINETUNING, "finetune_", "; default the run's")
     parsed = vars(parser.parse_args(arguments))
-    given = checked(parser, {name: value for name, value in parsed.items() if name not in FINETUNING})
+    words = {name: value for name, value in parsed.items() if name not in FINETUNING and value is not None}
+    given = checked(parser, words)
     given |= checked(parser, {name: parsed[name] for name in FINETUNING if name in parsed}, "finetune_")
-    del given["data"]
+    given.pop("data", None)
     config = replace(config_of_finished(parsed["run"]), **given)
     if not config.draws:  # the run compared nothing
         config = replace(config, draws=3)
@@ -60,14 +63,20 @@ def main(arguments: list[str] | None = None) -> None:
         )
 
     from reference.comparison import compare
+    from reference.draws import reaching
     from reference.evaluation import evaluation_of
+    from reference.finetuning import labels_of
     from reference.finished import opened
     from reference.plan import plan_of_evaluation
+    from reference.runs import check_writable
 
     evaluation = evaluation_of(opened(parsed["run"], parsed["data"]))
+    if parsed["labels"] is None:
+        config = replace(config, labels=reaching(labels_of(evaluation.data.train), (1.0, 10.0, 100.0)))
     print(plan_of_evaluation(evaluation, config), flush=True)
     if parsed["dry_run"]:
         return
+    check_writable(parsed["run"])
     try:
         compare(evaluation, config, "evaluate.py", sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:

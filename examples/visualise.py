@@ -43,7 +43,9 @@ def main(arguments: list[str] | None = None) -> None:
     from reference.model import build, masks
     from reference.pictures import draw_attention, draw_blocks, draw_reconstructions, held_out
     from reference.report import write_report
+    from reference.runs import check_writable
 
+    check_writable(run)
     accelerator = Accelerator()
     finished = opened(run, args.data)
     data = finished.data

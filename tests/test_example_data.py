@@ -183,6 +183,30 @@ def test_a_flat_folder_has_no_labels_and_hidden_names_are_passed_over(data: Any,
     assert (len(loaded.train), loaded.train.labels, loaded.test) == (3, None, None)
 
 
+@pytest.mark.parametrize("labelled", [True, False])
+def test_hidden_folders_and_links_that_lead_back_up_are_passed_over(data: Any, tmp_path: Path, labelled: bool) -> None:
+    write(tmp_path / "photos/cat", 5)
+    write(tmp_path / "elsewhere", 5, 5)
+    write(tmp_path / "photos/.thumbs", 3, 10)
+    write(tmp_path / "photos/cat/.thumbs", 3, 10)
+    (tmp_path / "photos/dog").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "photos/cat/up").symlink_to(tmp_path / "photos")
+    loaded = data.load(str(tmp_path / "photos"), 32, CPU, labelled=labelled)
+    images = len(loaded.train) + (len(loaded.test) if labelled else 0)
+    assert (images, loaded.classes) == (10, ["cat", "dog"] if labelled else [])
+    assert loaded.left_out["hidden folders"] == 2
+    assert loaded.left_out["links to folders seen before"] == 1
+
+
+def test_folders_beside_the_parts_are_counted_and_capitals_make_no_difference(data: Any, tmp_path: Path) -> None:
+    for part in ("Train", "Test", "val", "new"):
+        write(tmp_path / part / "cat", 2)
+        write(tmp_path / part / "dog", 2, 2)
+    loaded = data.load(str(tmp_path), 32, CPU)
+    assert (loaded.classes, len(loaded.train), len(loaded.test)) == (["cat", "dog"], 4, 4)
+    assert loaded.left_out["folders beside train/ and test/"] == 2
+
+
 def test_small_images_keep_their_pixels_and_mixed_ones_share_a_side(data: Any, tmp_path: Path) -> None:
     photo(0, (32, 32)).save(tmp_path / "0.png")
     assert images_of(data.load(str(tmp_path), 32, CPU).train, [0]).shape == (1, 3, 32, 32)
@@ -259,13 +283,15 @@ def test_a_corrupt_image_is_named_counted_and_left_out(
 @pytest.mark.parametrize(
     ("files", "error"),
     [
-        ([], "Couldn't find any class folder"),
-        (["cat/0.png", "dog/"], "no valid file for the classes dog"),
+        ([], "has no images; left out: none"),
+        (["cat/0.png", "cat/1.png", "dog/"], "has no image of dog; left out: none"),
         (["0.png", "cat/0.png"], "both images .* and folders"),
         (["train/cat/0.png"], "it needs train/ and test/"),
-        (["train/0.png", "test/0.png"], "Couldn't find any class folder"),
+        (["train/0.png", "test/0.png"], "train has no folder of a class"),
+        (["train/0.png", "train/cat/0.png", "test/cat/0.png"], "both images .* and folders"),
         (["train/cat/0.png", "test/dog/0.png"], "but test/ has"),
-        (["cat/0.png", "dog/0.png"], "cannot be split 4 to 1"),
+        (["cat/0.png", "cat/1.png", "dog/0.png"], "has one image of dog; each class needs two"),
+        (["cat/junk0.png", "cat/junk1.png", *(f"dog/{i}.png" for i in range(9))], "none of the images of cat"),
         (["cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png"], "cannot be split 4 to 1"),
         (["junk.png"], "none of the images can be read"),
     ],

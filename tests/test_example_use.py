@@ -25,6 +25,7 @@ from timm.data.transforms_factory import create_transform
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "examples"))
 import embed
+import evaluate
 import finetune
 import pretrain
 from reference import embedding
@@ -207,6 +208,8 @@ def test_wrong_input_is_refused(
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken.jpg").write_bytes(b"no photograph")
+    (tmp_path / "cut.safetensors").write_bytes(classifier.read_bytes()[:5000])
+    (tmp_path / "cut.json").write_bytes(classifier.with_suffix(".json").read_bytes())
     before = sorted(run.iterdir())
     for main, given, error in (
         (embed.main, (run, tmp_path / "nowhere"), "there is no .*nowhere: give photographs"),
@@ -220,6 +223,8 @@ def test_wrong_input_is_refused(
         (finetune.main, (tmp_path, "--predict", photos), "train a classifier first"),
         (finetune.main, (run / "encoder.safetensors", "--predict", photos), "describes no classifier"),
         (finetune.main, (run, "--predict", tmp_path / "nowhere"), "there is no .*nowhere"),
+        (finetune.main, (tmp_path / "cut.safetensors", "--predict", photos), "cut.safetensors cannot be read"),
+        (embed.main, (run, photos, "--output", tmp_path / "broken.jpg"), "broken.jpg cannot be made: .* is a file"),
     ):
         with pytest.raises(SystemExit, match=error) as raised:
             main(words(*given))
@@ -237,6 +242,25 @@ def test_wrong_input_is_refused(
             finetune.main(words(*options))
         assert error in capsys.readouterr().err
     assert sorted(run.iterdir()) == before
+
+
+def test_shares_of_the_labels_that_miss_a_class_are_left_out_where_none_are_named(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate.main(words(run, "--dry-run"))
+    said = capsys.readouterr().out
+    assert "leaves out 1 % of the labels: that is none of the 8 images of the smallest class" in said
+    assert "leaves out 10 %" not in said
+    with pytest.raises(SystemExit, match=r"none; give more than 6\.2 percent"):
+        evaluate.main(words(run, "--dry-run", "--labels", 1))
+
+
+def test_a_slash_after_the_folder_is_the_same_folder(
+    run: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        pretrain.main(words("--data", f"{photos}/", "--output", run, *SMALL))
+    assert "is finished: neither continued nor overwritten" in capsys.readouterr().err
 
 
 def test_a_run_on_digits_takes_no_photographs(photos: Path, tmp_path: Path) -> None:

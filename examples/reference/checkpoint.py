@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
@@ -60,16 +60,26 @@ def state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tenso
     return tensors
 
 
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """Open a safetensors file; end here if it was cut off or is none."""
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise SystemExit(f"{path} cannot be read ({error}): copy it again, or delete it and make it anew") from None
+
+
 def about(path: Path) -> dict[str, Any]:
     """Return what ``save_tensors`` noted in a file's header."""
-    with safe_open(path, "pt") as file:
+    with opened(path) as file:
         noted: dict[str, Any] = json.loads(file.metadata()["about"])
     return noted
 
 
 def tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
     """Return a file's tensors whose names begin with ``prefix``, without it."""
-    with safe_open(path, "pt") as file:
+    with opened(path) as file:
         names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (no dict)
         return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
 

@@ -19,6 +19,7 @@ from .evaluation import evaluation_of, made_by
 from .finetuning import batch_of, finetune, labels_of, outputs
 from .finished import opened
 from .model import Classifier, build
+from .runs import check_writable
 
 LEAST_STEPS = 200  # where --epochs is not given
 SHOWN = 3
@@ -30,6 +31,7 @@ def train(args: argparse.Namespace, words: list[str]) -> None:
     for path in (output, about):
         if path.exists():
             raise SystemExit(f"{path} exists and is not overwritten: delete it, or give another --output")
+    check_writable(output.parent)
     evaluation = evaluation_of(opened(args.run, args.data))
     data, config, device = evaluation.data, evaluation.config, evaluation.device
     assert data.test is not None

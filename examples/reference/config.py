@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -222,6 +223,8 @@ def parse(arguments: list[str] | None, description: str | None) -> Call:
     if parsed["minutes"] is not None and "epochs" in given:
         parser.error("--minutes and --epochs both say how long; give one of them")
     data, output = given.get("data", "digits"), parsed["output"]
+    if "data" in given and Path(data).is_dir():  # the same folder, however its name was completed
+        data = given["data"] = os.path.normpath(data)
     if output is None and "{" in data:
         parser.error("--data names shards: give the run folder too, --output")
     folder = Path(data).resolve()

@@ -37,7 +37,7 @@ def split(labels: Iterable[int], name: object) -> tuple[list[int], list[int]]:
         train, test = train_test_split(range(len(targets)), test_size=0.2, stratify=targets, random_state=0)
     except ValueError as error:
         raise SystemExit(
-            f"{name} cannot be split 4 to 1: {error} Each class needs two images or more, and a fifth of the images "
+            f"{name} cannot be split 4 to 1: {error}. Each class needs two images or more, and a fifth of the images "
             "one for each class; or give train/ and test/ apart"
         ) from None
     return train, test
@@ -53,9 +53,19 @@ def draw(labels: Tensor, percent: float, seed: int, classes: list[str]) -> Tenso
         if not len(picked[-1]):
             raise SystemExit(
                 f"--labels {percent:g}: that many percent of the {len(of_class)} images of {name} is none; give more "
-                "percent, or leave the comparison out of pretrain.py by --draws 0"
+                f"than {50 / len(of_class):.2g} percent, or leave the comparison out of pretrain.py by --draws 0"
             )
     return torch.cat(picked)
+
+
+def reaching(labels: Tensor, percents: tuple[float, ...]) -> tuple[float, ...]:
+    """Return those of some shares of the labels that have an image of every class; say which have not."""
+    fewest = int(labels.bincount().min())
+    reach = tuple(percent for percent in percents if round(fewest * percent / 100))
+    for percent in percents:
+        if percent not in reach:
+            print(f"leaves out {percent:g} % of the labels: that is none of the {fewest} images of the smallest class")
+    return reach
 
 
 MOST_SCORED = 2000

@@ -16,7 +16,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .data.photos import in_words, read, to_side, why_not
+from .data.photos import below, in_words, read, to_side
 from .data.sources import Memory, skipped
 from .data.together import photographs
 from .finetuning import outputs
@@ -35,17 +35,8 @@ def find(names: list[Path]) -> list[Path]:
     for name in names:
         if not name.exists():
             raise SystemExit(f"there is no {shown(name)}: give photographs, or folders with photographs")
-        if not name.is_dir():
-            found.append(name)
-        for parent, folders, files in os.walk(name, followlinks=True):
-            folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
-            for path in (Path(parent, file) for file in sorted(files)):
-                reason = why_not(path)
-                if reason is None:
-                    found.append(path)
-                else:
-                    left_out[reason] += 1
-    if left_out:
+        found += below(name, left_out) if name.is_dir() else [name]
+    if left_out.total():
         print(f"left out: {in_words(left_out)}", file=sys.stderr)
     if not found:
         raise SystemExit(f"there are no photographs in {', '.join(map(shown, names))}, nor in folders inside")

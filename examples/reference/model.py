@@ -167,7 +167,8 @@ def start_from(path: Path, model: Autoencoder) -> None:
     try:
         found = load_state_dict(str(path), weights_only=True)
     except Exception as error:  # torch and safetensors raise what they like for other files
-        raise SystemExit(f"--init {path} cannot be read as .safetensors or .pth: {error}") from None
+        why = f"{type(error).__name__}: {error}"
+        raise SystemExit(f"--init {path} cannot be read as .safetensors or .pth ({why})") from None
     whole = {name: value for name, value in found.items() if not name.startswith(("decoder.", "fusion"))}
     state = checkpoint_filter_fn({name.removeprefix("encoder."): value for name, value in whole.items()}, model.encoder)
     own = model.encoder.state_dict()

@@ -101,8 +101,11 @@ def check_run(output: Path, config: Config, compared: bool) -> str:
 def take_run(output: Path, config: Config, compared: bool, lock: runs.Lock, size: int) -> tuple[int, str]:
     """Make the run folder and lock it; or, with nothing written, return an exit status and why it is not to be had."""
     checkpoint = output / "checkpoint.safetensors"
-    need = 2 * 3 * size + 10**7 - (checkpoint.stat().st_size if checkpoint.exists() else 0)  # pictures and text too
-    refusal = check_run(output, config, compared) or runs.obstacle(output, need)
+    # Weights and Adam's two moments, twice while one checkpoint replaces another; pictures and text.
+    need = 2 * 3 * size + 10**7 - (checkpoint.stat().st_size if checkpoint.exists() else 0)
+    refusal = check_run(output, config, compared)
+    if not refusal and (why_not := runs.obstacle(output, need)):
+        refusal = f"{why_not} Or give another --output than {output}."
     if refusal:
         return 1, refusal
     output.mkdir(parents=True, exist_ok=True)

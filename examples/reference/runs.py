@@ -168,16 +168,19 @@ def obstacle(folder: Path, need: int) -> str:
     """Say why ``need`` bytes could not be written to a folder, which may not be there yet."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not there.is_dir():
-        return f"{folder} cannot be made: {there} is a file. Give another --output."
+        return f"{folder} cannot be made: {there} is a file."
     if not os.access(there, os.W_OK | os.X_OK):
-        return f"{there} cannot be written: it is read-only, or not yours. Give another --output than {folder}."
+        return f"{there} cannot be written: it is read-only, or not yours."
     free = shutil.disk_usage(there).free
     if free < need:
-        return (
-            f"{folder} needs about {megabytes(need)} more (weights and Adam's two moments, twice while one checkpoint "
-            f"replaces another); its disk has {megabytes(free)} left. Make room there, or give another --output."
-        )
+        return f"{folder} needs about {megabytes(need)} more; its disk has {megabytes(free)} left. Make room there."
     return ""
+
+
+def check_writable(folder: Path) -> None:
+    """End here if what a script is about to make could not be written to a folder."""
+    if why_not := obstacle(folder, 10**7):
+        raise SystemExit(why_not)
 
 
 def megabytes(count: int) -> str:
@@ -199,12 +202,19 @@ def one_sentence(command: str) -> Iterator[None]:
         ) from None
 
 
+# What the other scripts made of a finished run.
+OF_OTHER_SCRIPTS = (
+    *("reconstructions.png", "blocks.png", "attention.png", "features.npz", "neighbours.png", "dense.json"),
+    *("classifier.safetensors", "classifier.json"),
+)
+
+
 def set_aside(folder: Path, epochs: int) -> None:
     """Move what a finished run of so many epochs left into a run folder of its own inside, before more overwrite it."""
     kept = folder / f"epochs-{epochs:04}"
     figures = ("evaluation.json", "evaluation.png", "report.html")
     # The first is what a finished run is known by.
-    for name in ("encoder.safetensors", "encoder.json", *figures, "autoencoder.safetensors"):
+    for name in ("encoder.safetensors", "encoder.json", *figures, "autoencoder.safetensors", *OF_OTHER_SCRIPTS):
         if (folder / name).exists():
             kept.mkdir(exist_ok=True)
             if not (kept / "config.json").exists():

@@ -7,15 +7,13 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.datasets import ImageFolder
 
 from ..draws import split
 from ..machine import cores
-from .photos import in_words, read, sizes, stored_side, to_side, why_not
+from .photos import below, in_words, read, sizes, stored_side, taken, to_side
 from .sources import Data, Decoded, Memory, Source
 from .together import photographs, together
 
@@ -85,49 +83,78 @@ def folder(path: Path, image_size: int, device: torch.device, labelled: bool = T
     """
     left_out: Counter[str] = Counter()
 
-    def is_image(name: str) -> bool:
-        reason = why_not(Path(name))
-        left_out.update([reason] if reason else [])
-        return reason is None
+    def inside(root: Path) -> dict[str, Path]:
+        folders = sorted(p for p in root.iterdir() if p.is_dir())
+        left_out["hidden folders"] += sum(p.name.startswith(".") for p in folders)
+        return {p.name: p for p in folders if not p.name.startswith(".")}
 
-    def tree(root: Path) -> Any:
-        try:
-            return ImageFolder(str(root), is_valid_file=is_image)
-        except FileNotFoundError as error:
-            raise SystemExit(f"--data {path}: {error}. It takes images alone, or a folder of images a class") from None
+    def alone(root: Path, folders: dict[str, Path]) -> list[str]:
+        """Return the images that lie in a folder itself; end here if there are folders beside them."""
+        images = sorted(map(str, taken((p for p in root.iterdir() if not p.is_dir()), left_out)))
+        if images and folders:
+            raise SystemExit(
+                f"{root} has both images ({Path(images[0]).name}, ...) and folders ({next(iter(folders))}, ...); it "
+                "takes images alone, without labels, or one folder a class"
+            )
+        return images
+
+    def classes_in(folders: dict[str, Path]) -> Samples:
+        return [(str(p), label) for label, root in enumerate(folders.values()) for p in below(root, left_out)]
 
     def of(parts: list[Samples], classes: list[str]) -> Data:
         """Names, sizes and labels tell these files from others."""
+        for part in parts if classes else []:
+            empty = [name for label, name in enumerate(classes) if all(label != its for _, its in part)]
+            if empty:
+                raise SystemExit(
+                    f"--data {path} has no image of {', '.join(empty)}; left out: {in_words(left_out)}. It takes "
+                    "images alone, or a folder of images a class"
+                )
         files = [
             [(os.path.relpath(name, path), os.path.getsize(name), label) for name, label in part] for part in parts
         ]
         sources = from_files(parts, bool(classes), image_size, device, left_out)
+        for source in sources:
+            for label, name in enumerate(classes):
+                if source.labels is not None and not bool((source.labels == label).any()):
+                    raise SystemExit(f"--data {path}: none of the images of {name} in one of its parts can be read")
         data = photographs(path.resolve().name, sources, classes, image_size, files)
         data.left_out, data.sizes = left_out, sizes([Path(name) for part in parts for name, _ in part])
         return data
 
     if not labelled:
-        every = sorted(str(p) for p in path.rglob("*") if not p.is_dir() and is_image(str(p)))
+        every = sorted(map(str, below(path, left_out)))
         if not every:
             raise SystemExit(f"--data {path} has no images; left out: {in_words(left_out)}")
         return of(without_labels(every), [])
-    flat = sorted(str(p) for p in path.iterdir() if not p.is_dir() and is_image(str(p)))
-    inside = [p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")]
-    if flat and inside:
-        raise SystemExit(
-            f"{path} has both images ({Path(flat[0]).name}, ...) and folders ({inside[0].name}, ...); it takes images "
-            "alone, without labels, or one folder a class"
-        )
+    folders = inside(path)
+    flat = alone(path, folders)
     if flat:
         return of(without_labels(flat), [])
-    parts = {part.name: part for part in inside if part.name in ("train", "test", "val")}
+    if not folders:
+        raise SystemExit(f"--data {path} has no images; left out: {in_words(left_out)}")
+    parts = {name.lower(): p for name, p in folders.items() if name.lower() in ("train", "test", "val")}
     if not parts:
-        whole = tree(path)
-        return of([[whole.samples[i] for i in part] for part in split(whole.targets, path)], whole.classes)
+        whole = classes_in(folders)
+        for label, name in enumerate(folders):
+            if sum(label == its for _, its in whole) == 1:
+                raise SystemExit(
+                    f"--data {path} has one image of {name}; each class needs two, of which one is held out; or give "
+                    "train/ and test/ apart"
+                )
+        return of([[whole[i] for i in part] for part in split([its for _, its in whole], path)], list(folders))
     held_out_part = parts.get("test") or parts.get("val")
     if "train" not in parts or held_out_part is None:
-        raise SystemExit(f"{path} has {', '.join(parts)}; it needs train/ and test/ (or val/), or only the classes")
-    train, test = tree(parts["train"]), tree(held_out_part)
-    if train.classes != test.classes:
-        raise SystemExit(f"{path}: train/ has {train.classes}, but {held_out_part.name}/ has {test.classes}")
-    return of([train.samples, test.samples], train.classes)
+        raise SystemExit(
+            f"{path} has {', '.join(p.name for p in parts.values())}; it needs train/ and test/ (or val/), or only the "
+            "classes"
+        )
+    left_out["folders beside train/ and test/"] += len(folders) - 2
+    train, test = inside(parts["train"]), inside(held_out_part)
+    for root, its in ((parts["train"], train), (held_out_part, test)):
+        alone(root, its)
+    if not train:
+        raise SystemExit(f"{parts['train']} has no folder of a class; left out: {in_words(left_out)}")
+    if list(train) != list(test):
+        raise SystemExit(f"{path}: train/ has {[*train]}, but {held_out_part.name}/ has {[*test]}")
+    return of([classes_in(train), classes_in(test)], list(train))

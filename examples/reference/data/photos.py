@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
@@ -23,7 +25,7 @@ if READS_HEIC:
 THIN = 10  # times as long as wide, and an image is left out: its middle square shows nothing of it
 RAW = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2")
 HEIC = (".heic", ".heif")  # of many phones; Pillow reads it with pillow-heif
-READ = (*IMG_EXTENSIONS, *HEIC) if READS_HEIC else IMG_EXTENSIONS
+READ = (*IMG_EXTENSIONS, ".jfif", *(HEIC if READS_HEIC else ()))
 
 
 def why_not(path: Path) -> str | None:
@@ -38,9 +40,36 @@ def why_not(path: Path) -> str | None:
     return None if path.exists() else "dangling links"
 
 
+def below(folder: Path, left_out: Counter[str]) -> list[Path]:
+    """Return the photographs in a folder and in those inside, by name; count what is left out, by reason.
+
+    Links to folders are followed, but none is entered twice, and none that leads back up.
+    """
+    found: list[Path] = []
+    entered = set(folder.resolve().parents)
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        real = Path(parent).resolve()
+        if real in entered:
+            left_out["links to folders seen before"] += 1
+            folders.clear()
+            continue
+        entered.add(real)
+        left_out["hidden folders"] += sum(name.startswith(".") for name in folders)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += taken((Path(parent, name) for name in sorted(files)), left_out)
+    return found
+
+
+def taken(paths: Iterable[Path], left_out: Counter[str]) -> list[Path]:
+    """Return those of some files that are photographs; count the others, by reason."""
+    reasons = [(path, why_not(path)) for path in paths]
+    left_out.update(reason for _, reason in reasons if reason is not None)
+    return [path for path, reason in reasons if reason is None]
+
+
 def in_words(left_out: Counter[str]) -> str:
     """Return how many files were left out, by reason."""
-    return ", ".join(f"{number:,} {why}" for why, number in sorted(left_out.items())) or "none"
+    return ", ".join(f"{number:,} {why}" for why, number in sorted(left_out.items()) if number) or "none"
 
 
 def sizes(paths: list[Path], most: int = 200) -> str:
