@@ -122,17 +122,14 @@ def as_batch(images: object, axes: int) -> tuple[Tensor, bool]:
             hint = "convert it first, by torch.from_numpy(array), with the channels in front of height and width"
         raise TypeError(f"GroupMask takes tensors of images; got {kind}; {hint}")
     tv_tensors = sys.modules.get("torchvision.tv_tensors")
-    if (
-        tv_tensors
-        and isinstance(images, tv_tensors.TVTensor)
-        and not isinstance(images, (tv_tensors.Image, tv_tensors.Video))
-    ):
-        raise TypeError(f"GroupMask takes images; got a tv_tensors.{type(images).__name__}, which is none")
-    if axes == 3 and tv_tensors and isinstance(images, tv_tensors.TVTensor):
-        raise TypeError(
-            "with three sides of a patch, GroupMask takes plain tensors (C, D, H, W), or (C, T, H, W) with channels "
-            f"first; got a tv_tensors.{type(images).__name__}; give it images.as_subclass(torch.Tensor)"
-        )
+    if tv_tensors and isinstance(images, tv_tensors.TVTensor):
+        if not isinstance(images, (tv_tensors.Image, tv_tensors.Video)):
+            raise TypeError(f"GroupMask takes images; got a tv_tensors.{type(images).__name__}, which is none")
+        if axes == 3:
+            raise TypeError(
+                "with three sides of a patch, GroupMask takes plain tensors (C, D, H, W), or (C, T, H, W) with "
+                f"channels first; got a tv_tensors.{type(images).__name__}; give it images.as_subclass(torch.Tensor)"
+            )
     batch = plain(images)
     if hasattr(batch, "to_local"):  # without importing torch.distributed.tensor
         raise TypeError(
@@ -295,14 +292,13 @@ class Sizes(NamedTuple):
     largest: tuple[int, ...]
 
 
-ANY_SIZE = Sizes(None, (), ())
 GroupSize = tuple[int, int] | tuple[tuple[int, int], ...] | Mapping[Any, float] | None
 
 
 def as_group_size(group_size: Any, axes: int) -> tuple[Any, Sizes]:
     """Return what was given, in plain tuples, and the same for grids of so many axes."""
     if group_size is None:
-        return None, ANY_SIZE
+        return None, Sizes(None, (), ())
     kinds = f"a pair (low, high) of ints, one for each of the {axes} axes, or a mapping of sizes to weights, in patches"
     if isinstance(group_size, Mapping):
         weights = as_weights("size", group_size)

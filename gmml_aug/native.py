@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import lru_cache
 from types import FunctionType
 from typing import Any
 
@@ -16,16 +18,12 @@ import numba
 import torch
 
 _PIECES = 2  # for each thread: one that is slowed by other work leaves the rest to the others
-_pool: ThreadPoolExecutor | None = None
 
 
-def _forget_pool() -> None:
-    global _pool
-    _pool = None  # threads do not live on in a forked process
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_pool)
+@lru_cache(maxsize=1)
+def _pool(process: int) -> ThreadPoolExecutor:
+    """Return the threads of a process: they do not live on in one that is forked."""
+    return ThreadPoolExecutor(os.cpu_count(), "gmml_aug")
 
 
 def compiled(function: Callable[..., Any], signature: Any, *calls: Any) -> Any:
@@ -56,7 +54,6 @@ def share(total: int, least: int, work: Callable[[int, int], None]) -> None:
         least: how much is worth a thread of its own.
         work: is called with parts of the range, by several threads at once.
     """
-    global _pool
     threads = min(torch.get_num_threads(), total // least)
     if threads <= 1:
         return work(0, total)
@@ -68,12 +65,8 @@ def share(total: int, least: int, work: Callable[[int, int], None]) -> None:
             work(begin, min(begin + step, total))
 
     others: list[Future[None]] = []
-    try:
-        if _pool is None:
-            _pool = ThreadPoolExecutor(os.cpu_count(), "gmml_aug")
-        others = [_pool.submit(walk) for _ in range(threads - 1)]
-    except RuntimeError:  # the interpreter is about to end, and starts no more threads
-        pass
+    with suppress(RuntimeError):  # the interpreter is about to end, and starts no more threads
+        others = [_pool(os.getpid()).submit(walk) for _ in range(threads - 1)]
     walk()
     for other in others:
         if not other.cancel():  # one that did not begin has nothing left to do

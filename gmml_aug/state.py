@@ -31,8 +31,7 @@ class State(nn.Module):
     @property
     def ratio(self) -> tuple[float, float]:
         """The range of the hidden share. It may be set, to a number or a pair, as a schedule does."""
-        ratio: tuple[float, float] = self.__dict__["_ratio"]
-        return ratio
+        return self._ratio
 
     @ratio.setter
     def ratio(self, ratio: float | tuple[float, float]) -> None:
@@ -41,8 +40,7 @@ class State(nn.Module):
     @property
     def p(self) -> float:
         """The probability that an image is corrupted. It may be set too."""
-        p: float = self.__dict__["_p"]
-        return p
+        return self._p
 
     @p.setter
     def p(self, p: float) -> None:
@@ -51,8 +49,8 @@ class State(nn.Module):
     def _share(self, ratio: tuple[float, float], p: float) -> None:
         with torch.inference_mode(False):
             # In a tensor, because torch.compile compiles once for each number that it sees.
-            shares = torch.tensor([*ratio, p], dtype=torch.float64, device="cpu")
-        self.__dict__.update(_ratio=ratio, _p=p, _shares=shares)
+            self._shares = torch.tensor([*ratio, p], dtype=torch.float64, device="cpu")
+        self._ratio, self._p = ratio, p
 
     def __getstate__(self) -> dict[str, Any]:
         # A pickle may be opened in a DataLoader worker, which cannot ask for its rank. The counter goes as a number: as

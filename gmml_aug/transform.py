@@ -112,12 +112,12 @@ class GroupMask(State):
     @property
     def group_size(self) -> Any:
         """The sizes of groups, as they were given; of a mapping a copy. They may be set."""
-        given = self.__dict__["_group_size"]
+        given = self._group_size
         return dict(given) if isinstance(given, dict) else given  # a change of the mapping itself would draw nothing
 
     @group_size.setter
     def group_size(self, group_size: inputs.GroupSize) -> None:
-        self.__dict__["_group_size"], self._sizes = inputs.as_group_size(group_size, len(self.patch_size))
+        self._group_size, self._sizes = inputs.as_group_size(group_size, len(self.patch_size))
 
     @overload
     def forward(
@@ -208,9 +208,8 @@ class GroupMask(State):
             TypeError, ValueError: as :meth:`forward`.
         """
         if isinstance(images_or_shape, Sequence) and all(map(is_int, images_or_shape)):
-            axes = len(self.patch_size)
-            inputs.check_dimensions(images_or_shape, axes)
-            return self._draw(images_or_shape[: -axes - 1][:1], images_or_shape, _CPU, index, valid, mask)
+            inputs.check_dimensions(images_or_shape, len(self.patch_size))
+            images_or_shape = torch.empty((), device=_CPU).expand(*images_or_shape)
         batch, single = inputs.as_batch(images_or_shape, len(self.patch_size))
         plan = self._draw(() if single else batch.shape[:1], batch.shape, batch.device, index, valid, mask)
         return plan if plan.mask.device == batch.device else plan.to(batch.device)
@@ -299,7 +298,7 @@ class GroupMask(State):
         self, batch: Sequence[int], shape: Sequence[int], device: torch.device, index: Any, valid: Any, mask: Any
     ) -> MaskPlan:
         """Draw for a batch ``(B,)``, or for one image ``()``, of this shape."""
-        counter: Tensor = self._buffers["counter"]  # type: ignore[assignment]
+        counter: Tensor = self._buffers["counter"]  # type: ignore[assignment]  # as self.counter, but quicker
         if counter.is_meta and device.type != "meta":
             raise ValueError(
                 "this GroupMask is on the meta device; move it by .to_empty() and load its state, or build it again"
@@ -316,15 +315,15 @@ class GroupMask(State):
             )
         # Devices that lack the arithmetic have their plans drawn on the CPU.
         where, inside = device if device.type in ARITHMETIC else _CPU, inputs.lies_inside(self.placement)
-        shares: Tensor = self.__dict__["_shares"]  # Module's own way costs a tenth of drawing a mask
-        grid = inputs.checked_grid(shape, self.patch_size, self._sizes.largest if mask is None else ())
+        shares = self._shares
+        sizes, weights, largest = self._sizes
+        grid = inputs.checked_grid(shape, self.patch_size, largest if mask is None else ())
         if valid is not None:
             if mask is not None:
                 raise ValueError("mask= says what is hidden, so valid= has no part in it; pass mask=mask & valid alone")
             valid = inputs.as_patches("valid", valid, (*batch, *grid), device).to(where)
         if mask is not None:  # no group is drawn, as for a ratio of 0
             mask, shares = inputs.as_patches("mask", mask, (*batch, *grid), device).to(where, copy=True), 0 * shares
-        sizes, weights, _ = self._sizes if mask is None else inputs.ANY_SIZE
         asked = grid, shares, sizes, inside, self.weights, inputs.as_flag("invert", self.invert), weights
         plan = drawn(Call(counter, named, valid, inputs.as_seed(self.seed), self._home, batch, where, *asked))
         return plan if mask is None else plan._replace(mask=mask, group=alone(mask, grid))

@@ -19,7 +19,7 @@ from ..backends import Backend, run, transformed, watched
 from ..plan import MaskPlan
 from ..rng import operator
 from .everywhere import combined
-from .fills import BuiltIn, Fill, is_built_in
+from .fills import TYPES, BuiltIn, Fill
 from .operation import KINDS, OPERATIONS_SCHEMA, Operation, packed, unpacked
 
 _LARGE = 2**22  # bytes, from which on NumPy asks for large pages
@@ -55,7 +55,7 @@ def write(images: Tensor, plan: MaskPlan, fills: Sequence[Fill], donors: Tensor 
         )
         if traced and plan.mask.is_inference():  # drawn where autograd may keep nothing for a backward pass
             plan = MaskPlan(*(field.clone() for field in plan))
-    if not traced and all(map(is_built_in, fills)):
+    if not traced and all(type(fill) in TYPES for fill in fills):  # one derived from these may have other values
         operations = [fill.operation(images, plan, donors) for fill in fills if isinstance(fill, BuiltIn)]
         if not watched():  # torch's dispatcher has no part in a plain eager call
             return _written(images, inplace, plan.mask, plan.fill, donors, operations)

@@ -175,14 +175,12 @@ def arrange(source: Any, copied: Any, readers: Any, to: Any, origin: Any) -> int
         if copied[patch]:
             to[moves], origin[moves] = -1, patch
             here = patch
-            while source[here] != patch:
+            while copied[here]:
                 moves += 1
                 to[moves], origin[moves] = here, source[here]
                 copied[here] = False
                 here = source[here]
-            moves += 1
-            to[moves], origin[moves] = here, -1
-            copied[here] = False
+            origin[moves] = -1
             moves += 1
     return moves
 

@@ -50,14 +50,13 @@ def write(
         return
     # A few images after the others, and only the fills that they have: what is made on the way stays in the caches.
     source = images.clone() if out is images and any(one.kind == COPY for one in operations) else images
-    step = max(1, _VALUES // images[0].numel())
+    grid, step = mask.shape[1:], max(1, _VALUES // images[0].numel())
     for begin in range(0, images.shape[0], step):
         here = slice(begin, begin + step)
         numbers = set(fill[here].tolist())
-        some = [
-            (number, one if len(one.tensor) == 1 else one._replace(tensor=one.tensor[here]))
-            for number, one in enumerate(operations)
-            if number in numbers
-        ]
-        pairs = ((number, values(one, source, donors, mask.shape[1:])) for number, one in some)
+        pairs = (
+            (i, values(one if len(one.tensor) == 1 else one._replace(tensor=one.tensor[here]), source, donors, grid))
+            for i, one in enumerate(operations)
+            if i in numbers
+        )
         out[here] = combined(images[here], mask[here], fill[here], pairs)

@@ -257,12 +257,7 @@ BUILT_IN: dict[str, BuiltIn] = {
     "shuffle": Shuffle(),
     "mean": Mean(),
 }
-_TYPES = tuple(type(fill) for fill in BUILT_IN.values())
-
-
-def is_built_in(fill: Fill) -> bool:
-    """Tell whether a fill is one of the package's own, not one derived from it."""
-    return type(fill) in _TYPES
+TYPES = tuple(type(fill) for fill in BUILT_IN.values())
 
 
 def _resolve(fill: object) -> Fill:

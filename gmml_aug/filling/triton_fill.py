@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import rng
-from ..sampling.triton_draw import on, supported, word_of
+from ..sampling.triton_draw import supported, word_of
 from .operation import CONSTANT, COPY, NOISE, POOL, Operation, merged
 
 _LEAST_PIXELS = 32  # of a patch and all its channels: below, a program has too little to do
@@ -161,7 +161,7 @@ def write(
         for name, step in zip(names, _strides(tensor, axes) or (), strict=True)
     }
     block = min(1024, max(8, triton.next_power_of_2(pixels)))
-    with on(images.device):
+    with torch.cuda.device_of(images):
         _write_kernel[(mask.numel(),)](
             out, images, pool, mask.contiguous(), m.kind, m.value, m.source, m.key, scales, _cubics(images.device),
             **shape, CHANNELS=images.shape[-axes - 1], PIXELS=pixels, **steps, INPLACE=inplace,

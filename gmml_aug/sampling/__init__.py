@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 from collections.abc import Sequence
@@ -15,7 +14,6 @@ from torch import Tensor
 from .. import rng
 from ..backends import Backend, run, watched
 from ..plan import MaskPlan, Settings
-from ..shapes import ENTRY
 from ..streams import stream
 
 BACKENDS = (
@@ -27,9 +25,9 @@ BACKENDS = (
 
 
 @lru_cache(maxsize=256)  # a captured graph goes on reading it
-def table_on(table: tuple[int, ...], device: torch.device) -> Tensor:
-    """Return a table of sizes on a device: ``(entries, ENTRY)`` int64, to which nobody writes."""
-    return torch.tensor(table, device="cpu").to(device, non_blocking=True).view(-1, ENTRY)
+def numbers_on(numbers: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return whole numbers on a device: ``(n,)`` int64, to which nobody writes."""
+    return torch.tensor(numbers, dtype=torch.int64, device="cpu").to(device, non_blocking=True)
 
 
 class Samples(NamedTuple):
@@ -53,11 +51,6 @@ class Samples(NamedTuple):
     def number(self) -> int:
         """How many there are."""
         return self.batch[0] if self.batch else 1
-
-    def tensor(self) -> Tensor:
-        """Return the samples' numbers, ``(B,)`` int64 on the device."""
-        counted = torch.arange(self.number, device=self.device) + self.first if self.named is None else self.named
-        return counted
 
     def empty(self, grid: Sequence[int]) -> MaskPlan:
         """Return a plan for them with nothing drawn yet."""
@@ -122,7 +115,7 @@ def _draw(call: Call) -> MaskPlan:
     sizes, limited = None if call.sizes is None else tuple(call.sizes), call.valid is not None
     asked = sizes, call.inside, p, tuple(call.weights), call.invert, limited, tuple(call.size_weights)
     settings = Settings(tuple(call.grid), (low, high), *asked)
-    settings.numbers()  # an error of the caller's is none of a backend
+    patches = settings.numbers().patches  # an error of the caller's is none of a backend
     number = call.batch[0] if call.batch else 1
     root: int | Tensor
     first: int | Tensor = 0
@@ -140,7 +133,7 @@ def _draw(call: Call) -> MaskPlan:
                 # A counter in host memory enters as a kernel's argument, so it costs no copy to an accelerator.
                 first = int(counter) if "cpu" in (device.type, counter.device.type) else counter.to(device, copy=True)
             counter.add_(number)
-    valid = None if call.valid is None else call.valid.to(device).contiguous().view(number, math.prod(call.grid))
+    valid = None if call.valid is None else call.valid.to(device).contiguous().view(number, patches)
     plan: MaskPlan = run(BACKENDS, "draw", device, root, Samples(call.batch, device, first, named, valid), settings)
     return plan
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import rng
 from ..plan import MaskPlan, Numbers, Settings
 from ..shapes import ENTRY, WORD
-from . import Samples, table_on
+from . import Samples, numbers_on
 
 _CPU_CELLS = 2**17  # int64 cells that one step of a batch may use on a CPU: its tensors then stay in the caches
 _CELLS = 2**22  # the same elsewhere, a limit on memory
@@ -30,13 +30,14 @@ def takes(root: object, samples: Samples, settings: Settings) -> bool:
 def draw(root: int | Tensor, samples: Samples, settings: Settings) -> MaskPlan:
     """Draw a batch; see :func:`gmml_aug.sampling.draw`."""
     n, batch = settings.numbers(), samples.number
-    key = rng.keys(root, samples.tensor())
+    own = torch.arange(batch, device=samples.device)
+    key = rng.keys(root, own + samples.first if samples.named is None else samples.named)
     head = rng.words(key, 0, rng.RECTANGLE_SLOT)
     for_fill, for_donor = rng.halves(head[:, rng.FILL_SLOT])
     fill = torch.zeros_like(key)
     for share in settings.shares():
         fill += for_fill >= share
-    donor = rng.another(torch.arange(batch, device=key.device), for_donor, batch)
+    donor = rng.another(own, for_donor, batch)
     limits = None if samples.valid is None else settings.limits(samples.valid)
     count = counts(head[:, rng.COUNT_SLOT], n, limits)
     covered = count
@@ -74,17 +75,14 @@ def _bit_sets(key: Tensor, begin: int, n: Numbers, sizes: tuple[int, ...]) -> li
     # each other, and those of the next 63 rectangles follow these. Below, a column for each rectangle and axis.
     each = (n.depth, n.rows, n.columns)[3 - n.axes :]
     cells, k = sum(each) + n.axes, torch.arange(n.rectangles, device=key.device)[:, None]
-    # No list of them: it would be copied to the device.
-    sides, before = (
-        torch.cat([torch.full((1,), number, device=key.device) for number in numbers])
-        for numbers in (each, [sum(each[:i]) + i for i in range(n.axes)])
-    )
+    sides = numbers_on(each, key.device)
+    before = numbers_on(tuple(sum(each[:i]) + i for i in range(n.axes)), key.device)
     places = (sides + (1 if n.inside else -1)).repeat(n.rectangles)  # there are so many, without the group's size
     start = (k // WORD * cells + before).flatten()
     end = start + sides.repeat(n.rectangles)
     bit = (torch.ones_like(k) << k % WORD).expand(-1, n.axes).flatten()
-    table = table_on(sizes, key.device)[:, ENTRY - 2 * n.axes :]
-    begins = table_on(sizes, key.device)[:, 0].contiguous()
+    entries = numbers_on(sizes, key.device).view(-1, ENTRY)
+    table, begins = entries[:, ENTRY - 2 * n.axes :], entries[:, 0].contiguous()
     word = rng.words(key, rng.RECTANGLE_SLOT + n.axes * begin, n.axes * n.rectangles)
     if len(table) == 1:
         table = table.expand(n.rectangles, -1)

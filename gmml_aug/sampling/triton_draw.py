@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 import triton
 import triton.language as tl
@@ -13,7 +10,7 @@ from torch import Tensor
 from .. import rng
 from ..plan import MaskPlan, Settings
 from ..shapes import ENTRY
-from . import Samples, table_on
+from . import Samples, numbers_on
 
 _MOST_PATCHES = 2**14  # what one program holds in registers
 
@@ -158,35 +155,27 @@ def supported(device: torch.device) -> bool:
     return device.type != "cuda" or (not torch.version.hip and torch.cuda.get_device_capability(device) >= (8, 0))
 
 
-def on(device: torch.device) -> AbstractContextManager[object]:
-    """Return what makes a device the current one while kernels are launched."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
 def takes(root: int | Tensor, samples: Samples, settings: Settings) -> bool:
     """Tell whether the device runs kernels and a program can hold the grid."""
-    return supported(samples.device) and math.prod(settings.grid) <= _MOST_PATCHES
+    return supported(samples.device) and settings.numbers().patches <= _MOST_PATCHES
 
 
 def draw(root: int | Tensor, samples: Samples, settings: Settings) -> MaskPlan:
     """Draw a batch; see :func:`gmml_aug.sampling.draw`."""
     n, shares, plan = settings.numbers(), settings.shares(), samples.empty(settings.grid)
-    table = table_on(settings.table(), plan.mask.device)
     if not samples.number:
         return plan
-    mask = plan.mask
-    block = triton.next_power_of_2(n.patches)
+    mask, table = plan.mask, numbers_on(settings.table(), plan.mask.device)
+    entries, block = len(table) // ENTRY, triton.next_power_of_2(n.patches)
     sample = samples.first if samples.named is None else samples.named.contiguous()
-    # Each number reaches the device as a kernel's argument: a tensor made from a list would wait for a copy.
-    bounds = [torch.full((1,), share, dtype=torch.int64, device=mask.device) for share in shares]
-    valid = mask if samples.valid is None else samples.valid.contiguous()
+    valid = mask if samples.valid is None else samples.valid
     limits = mask if samples.valid is None else settings.limits(samples.valid)
-    with on(mask.device):
+    with torch.cuda.device_of(mask):
         _draw_kernel[(samples.number,)](
             mask, plan.fill, plan.donor, plan.key, plan.group, root if isinstance(root, Tensor) else mask, sample if
-            isinstance(sample, Tensor) else mask, torch.cat(bounds) if bounds else mask, valid, limits, table, 0 if
+            isinstance(sample, Tensor) else mask, numbers_on(shares, mask.device), valid, limits, table, 0 if
             isinstance(root, Tensor) else root, 0 if isinstance(sample, Tensor) else sample, samples.number, n.start,
-            n.stop, n.least, n.most, n.p, n.rectangles, len(table), STEPS=(len(table) - 1).bit_length(), DEPTH=n.depth,
+            n.stop, n.least, n.most, n.p, n.rectangles, entries, STEPS=(entries - 1).bit_length(), DEPTH=n.depth,
             HEIGHT=n.rows, WIDTH=n.columns, SHARES=len(shares), INSIDE=bool(n.inside), INVERT=bool(n.invert),
             ROOT=isinstance(root, Tensor), SAMPLE=2 if samples.named is not None else int(isinstance(sample, Tensor)),
             LIMITED=samples.valid is not None, BLOCK=block, num_warps=min(16, max(1, block // 512)),
