@@ -116,12 +116,19 @@ def mapped(tensor: Tensor) -> bool:
         return False
 
 
-def watched() -> bool:
-    """Tell whether something of torch's (the compiler, fake tensors, vmap, tracing) is to see a call's operators."""
-    if torch.compiler.is_compiling():
+def dispatches(tensor: Tensor) -> bool:
+    """Tell whether a tensor's class carries torch's operators out by itself, as FakeTensor does."""
+    kind = type(tensor)
+    return kind is not Tensor and kind.__torch_dispatch__ is not Tensor.__torch_dispatch__
+
+
+def watched(*tensors: Tensor) -> bool:
+    """Tell whether something of torch's is to see the operators of a call: the compiler, a mode, vmap, a tensor."""
+    if torch.compiler.is_compiling() or any(map(dispatches, tensors)):
         return True
     try:
-        modes: bool = torch._C._len_torch_dispatch_stack() > 0
+        before_autograd: int = torch._ops._len_torch_dispatch_stack_pre_dispatch()
+        modes: bool = torch._C._len_torch_dispatch_stack() + before_autograd > 0
         return modes or transformed() or torch._C._get_tracing_state() is not None
     except AttributeError:
         return True

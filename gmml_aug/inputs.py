@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .backends import mapped
+from .backends import dispatches, mapped
 from .filling import share_memory
 from .filling.fills import as_weights
 from .grid import grid_size, is_int
@@ -64,10 +64,8 @@ def checked_grid(shape: Sequence[int], patch_size: tuple[int, ...], largest: Seq
 
 def plain(images: Tensor) -> Tensor:
     """Return the images as a plain tensor."""
-    # A class that dispatches by itself, such as FakeTensor, stays: torch 2.7 cannot make a plain tensor of it.
-    kind = type(images)
-    stays = kind is Tensor or kind.__torch_dispatch__ is not Tensor.__torch_dispatch__
-    return images if stays else images.as_subclass(Tensor)
+    # A class that dispatches by itself stays: torch 2.7 cannot make a plain tensor of it.
+    return images if type(images) is Tensor or dispatches(images) else images.as_subclass(Tensor)
 
 
 def places_of_images(leaves: Sequence[object]) -> list[int]:
@@ -214,7 +212,8 @@ def as_patches(name: str, patches: object, shape: Sequence[int], device: torch.d
 
 def check_writable(images: Tensor) -> None:
     """Refuse images that cannot be written to in place."""
-    if images.requires_grad and images.is_leaf and torch.is_grad_enabled():
+    leaf = images._base if images._is_view() and not torch.compiler.is_compiling() else images
+    if torch.is_grad_enabled() and leaf is not None and leaf.requires_grad and leaf.is_leaf:
         raise ValueError("inplace=True cannot write into a leaf that requires gradients; use inplace=False")
     if torch.compiler.is_compiling():
         return  # no order of symbolic strides; torch itself refuses to write into memory that is shared

@@ -13,7 +13,7 @@ from torch import Tensor
 from . import rng
 from .shapes import ENTRY, WORD, begins, rectangles_needed, sizes_table
 
-_MOST_CELLS = 2**31  # int64 cells of one image's bit sets: an accelerator, which is not asked, goes through them all
+_MOST_CELLS = 2**31  # int64 cells of one image's bit sets: on an accelerator all are worked through
 
 
 class MaskPlan(NamedTuple):

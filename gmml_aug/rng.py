@@ -23,7 +23,7 @@ def signed(value: int) -> int:
 
 GAMMA, MUL_1, MUL_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 MASK, _LOW_32 = 2**64 - 1, 2**32 - 1
-STREAM = 0xD1B54A32D192ED03  # tells the streams of workers and ranks from stream 0; any odd constant would do
+STREAM = 0xD1B54A32D192ED03  # tells the streams of workers and ranks from stream 0; any other than 0 would do
 
 ARITHMETIC = ("cpu", "cuda", "meta")  # the devices on which numbers are drawn; for others the CPU draws
 

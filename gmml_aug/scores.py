@@ -46,6 +46,9 @@ def from_scores(
         raise TypeError(f"scores are a tensor of real numbers, one for each patch; got {got}")
     if scores.is_floating_point() and scores.itemsize == 1:
         raise TypeError(f"torch does not sort {scores.dtype}; convert the scores, by scores.float()")
+    if scores.is_nested or scores.layout != torch.strided:
+        kind = "nested" if scores.is_nested else str(scores.layout)
+        raise TypeError(f"scores are a dense tensor; got a {kind} one; convert them, by scores.to_dense() or so")
     if scores.ndim < 2:
         raise ValueError(f"scores are (B, gh, gw), or (gh, gw) for one image; got {tuple(scores.shape)}")
     batch = scores.shape[:1] if scores.ndim > 2 else ()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .grid import is_int
 
-ENTRY = 7  # numbers that say a size in a table
+ENTRY = 7  # numbers in one entry of a table of sizes
 WORD = 63  # rectangles are counted in steps of so many, the bits of an int64 without its sign
 
 
@@ -87,7 +87,7 @@ def block_sizes(
             "area is (low, high) in (0, 1], and aspect above 0, each with low below high; got "
             f"{tuple(area)} and {tuple(aspect)}; sizes of your own are a mapping, as {{(3, 3): 1}}"
         )
-    rows, columns = grid
+    rows, columns = map(int, grid)
     steps = 64  # of a height, within which widths are reckoned exactly
     height = (torch.arange(rows * steps, dtype=torch.float64, device="cpu")[:, None] + 0.5) / steps + 0.5
     width = torch.arange(1, columns, dtype=torch.float64, device="cpu")

@@ -323,6 +323,7 @@ def test_scores_compile_once_and_are_not_waited_for() -> None:
     [
         (([[1.0]], 1), TypeError, "real numbers.*got list"),
         ((torch.zeros(2, 2, dtype=torch.complex64), 1), TypeError, "got torch.complex64"),
+        ((torch.zeros(2, 2).to_sparse(), 1), TypeError, r"dense tensor; got a torch.sparse_coo one.*to_dense\(\)"),
         ((torch.zeros(2, 2).to(torch.float8_e5m2), 1), TypeError, r"torch.float8_e5m2; .* by scores.float\(\)"),
         ((torch.zeros(4), 1), ValueError, r"\(B, gh, gw\).*got \(4,\)"),
         ((torch.zeros(2, 2), 5), ValueError, "from 0 to the 4 patches.*got 5"),

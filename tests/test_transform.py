@@ -14,6 +14,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.data import default_collate
 
 from gmml_aug import Alien, GroupMask, Masked, MaskPlan, Noise, Zeros, mix_labels
@@ -140,6 +143,10 @@ def test_numpys_integers_are_integers() -> None:
     expected = corrupt(image, index=3)
     assert torch.equal(corrupt(image, index=np.int64(3)).mask, expected.mask)
     assert torch.equal(corrupt.sample((np.int64(3), 32, 32), index=3).mask, expected.mask)  # type: ignore[arg-type]
+    few = GroupMask(4, (0.1, 0.9), group_size={("all", "all"): 1}, invert=True, seed=0)  # its numbers are large
+    for kind in (np.uint8, np.int16, np.uint64):
+        again = deepcopy(few).sample(tuple(np.array([3, 3, 8, 36], kind)))
+        assert torch.equal(again.mask, deepcopy(few).sample((3, 3, 8, 36)).mask)
 
 
 def test_the_ratio_may_follow_a_schedule() -> None:
@@ -291,6 +298,7 @@ IMAGES = torch.zeros(4, 3, 32, 32)
         (torch.zeros(3, 32, 40).as_strided((4, 3, 32, 32), (2, 1280, 40, 1)), {}, ValueError, "share memory"),
         (torch.zeros(4, 3, 32, 32, requires_grad=True), {}, ValueError, "leaf"),
         (torch.zeros(3, 32, 32, requires_grad=True), {"donors": IMAGES}, ValueError, "leaf"),
+        (torch.zeros(6, 3, 32, 32, requires_grad=True)[:4], {}, ValueError, "leaf"),
     ],
 )
 def test_wrong_input_is_refused_untouched(
@@ -323,6 +331,39 @@ def test_tensors_that_are_not_dense_are_refused(images: Tensor, kind: str) -> No
     for call in (GroupMask(8), GroupMask(8).sample):
         with pytest.raises(TypeError, match=f"got a {kind} one"):
             call(images)
+
+
+@pytest.mark.parametrize("pre_dispatch", [False, True])
+def test_a_traced_graph_corrupts_what_it_is_given(backend: str, pre_dispatch: bool) -> None:
+    images, others, corrupt = torch.randn(4, 3, 32, 32), torch.randn(4, 3, 32, 32), GroupMask(8, fill="noise", seed=0)
+    index, plan = torch.arange(4), corrupt.sample(images)
+    for call in (lambda t: corrupt.apply(t, plan).images, lambda t: corrupt(t, index=index).images):
+        graph = make_fx(call, pre_dispatch=pre_dispatch)(images)
+        assert torch.equal(graph(others), call(others))
+
+
+def test_tensors_that_dispatch_by_themselves_are_corrupted_by_torchs_operators(backend: str) -> None:
+    images, mode = torch.randn(4, 3, 32, 32), FakeTensorMode()
+    for fill in ("zeros", "noise"):
+        corrupt = GroupMask(8, fill=fill, seed=0)
+        plan = corrupt.sample(images)
+        fake = corrupt.apply(mode.from_tensor(images), MaskPlan(*map(mode.from_tensor, plan))).images
+        assert isinstance(fake, FakeTensor)
+        both: Any = corrupt.apply(TwoTensor(images.clone(), images.clone()), plan).images
+        assert torch.equal(both.a, corrupt.apply(images, plan).images)
+
+
+def test_the_default_device_changes_nothing(backend: str) -> None:
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    expected = GroupMask(8, fill="noise", seed=0)(images).images
+    with torch.device("meta"):
+        assert torch.equal(GroupMask(8, fill="noise", seed=0)(images).images, expected)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_torchscripts_tracing_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"use torch\.compile or torch\.export"):
+        torch.jit.trace(GroupMask(8, seed=0), torch.randn(4, 3, 32, 32))
 
 
 def test_a_dtensor_is_refused(tmp_path: Path) -> None:

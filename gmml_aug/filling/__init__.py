@@ -49,7 +49,7 @@ def write(images: Tensor, plan: MaskPlan, fills: Sequence[Fill], donors: Tensor 
     """
     tensors = (images,) if donors is None else (images, donors)
     traced = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    if not torch.compiler.is_compiling():  # forward mode and vmap, which the compiler refuses, other views' signs
+    if not torch.compiler.is_compiling():  # which refuses forward mode and vmap, and negates no view
         traced = (
             traced or transformed() or any(t.is_neg() or forward_ad.unpack_dual(t).tangent is not None for t in tensors)
         )
@@ -57,7 +57,7 @@ def write(images: Tensor, plan: MaskPlan, fills: Sequence[Fill], donors: Tensor 
             plan = MaskPlan(*(field.clone() for field in plan))
     if not traced and all(type(fill) in TYPES for fill in fills):  # one derived from these may have other values
         operations = [fill.operation(images, plan, donors) for fill in fills if isinstance(fill, BuiltIn)]
-        if not watched():  # torch's dispatcher has no part in a plain eager call
+        if not watched(*tensors, *plan):  # torch's dispatcher has no part in a plain eager call
             return _written(images, inplace, plan.mask, plan.fill, donors, operations)
         arguments = (images, plan.mask, plan.fill, donors, *packed(operations))
         if inplace:

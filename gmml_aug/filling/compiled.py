@@ -258,7 +258,7 @@ def _layout(shape: Sequence[int], grid: Sequence[int], contiguous: bool, byte: b
 def _tables(scales: tuple[tuple[float, float], ...], dtype: torch.dtype) -> bytes:
     """Return the noise of every draw, in the images' dtype, for each mean and spread."""
     if dtype == torch.uint8:
-        levels = [torch.arange(256, dtype=dtype)] * len(scales)
+        levels = [torch.arange(256, dtype=dtype, device="cpu")] * len(scales)
     else:
         levels = [scale(normal_levels(), mean, std, dtype) for mean, std in scales]
     return torch.stack(levels).view(torch.uint8).numpy().tobytes()

@@ -232,7 +232,8 @@ class Mean(BuiltIn):
     """The mean of each image's visible pixels, by channel: what is left of an image seen from far away.
 
     Hidden pixels have no share in it; an image that is hidden whole becomes 0. A clip has one mean for all its frames.
-    In uint8 images it is rounded to a whole number.
+    In uint8 images it is rounded to a whole number. A patch is summed in float32 (float64 images in float64): where its
+    sum is beyond that range, so is the mean.
     """
 
     def operation(self, images: Tensor, plan: MaskPlan, donors: Tensor | None) -> Operation:

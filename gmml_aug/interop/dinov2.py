@@ -54,8 +54,9 @@ class MaskGenerator:
         self._corrupt = deepcopy(corrupt).cpu()
         # A batch of one image, of which only the shape counts: one element of memory, and quicker than a bare shape.
         height, width = corrupt.patch_size
-        checked_grid((grid[0] * height, grid[1] * width), corrupt.patch_size, corrupt._sizes.largest)
-        self._images = torch.empty((), device="cpu").expand(1, 1, grid[0] * height, grid[1] * width)
+        sides = self.grid[0] * height, self.grid[1] * width
+        checked_grid(sides, corrupt.patch_size, corrupt._sizes.largest)
+        self._images = torch.empty((), device="cpu").expand(1, 1, *sides)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._corrupt}, {self.grid})"
@@ -82,5 +83,5 @@ class MaskGenerator:
             )
         if num_masking_patches == 0:  # asked for once for every image that is left alone
             return torch.zeros(self.grid, dtype=torch.bool, device="cpu")
-        self._corrupt.ratio = num_masking_patches / self.num_patches  # times that it rounds to the same number
+        self._corrupt.ratio = num_masking_patches / self.num_patches  # round(ratio * patches) is this number again
         return self._corrupt.sample(self._images).mask[0]

@@ -1,4 +1,9 @@
-"""Drawing: the operator behind GroupMask.sample, and which backend draws. `sequential` defines the result."""
+"""Drawing: the operator behind GroupMask.sample. Which backend draws is chosen here.
+
+Every backend is ``draw(root, samples, settings)``: it draws the plan of some samples from the root of their stream, an
+int or a tensor on the device; see :class:`Samples` and :class:`~gmml_aug.plan.Settings`. `sequential` defines the
+result.
+"""
 
 from __future__ import annotations
 
@@ -106,6 +111,8 @@ def drawn(call: Call) -> MaskPlan:
     # torch's dispatcher takes a third of the time of drawing one mask, and has no part in a plain eager call.
     if not watched():
         return _draw(call)
+    if torch._C._get_tracing_state() is not None:  # by which torch ends in an internal error
+        raise ValueError("torch.jit.trace cannot record what is drawn; use torch.compile or torch.export")
     return MaskPlan(*torch.ops.gmml_aug.draw.default(*call))
 
 

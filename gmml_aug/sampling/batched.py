@@ -28,7 +28,7 @@ def takes(root: object, samples: Samples, settings: Settings) -> bool:
 
 
 def draw(root: int | Tensor, samples: Samples, settings: Settings) -> MaskPlan:
-    """Draw a batch; see :func:`gmml_aug.sampling.draw`."""
+    """Draw a batch; see :mod:`gmml_aug.sampling`."""
     n, batch = settings.numbers(), samples.number
     own = torch.arange(batch, device=samples.device)
     key = rng.keys(root, own + samples.first if samples.named is None else samples.named)
@@ -66,10 +66,10 @@ def counts(word: Tensor, n: Numbers, limits: Tensor | None = None) -> Tensor:
 
 
 def _bit_sets(key: Tensor, begin: int, n: Numbers, sizes: tuple[int, ...]) -> list[Tensor]:
-    """Draw K rectangles from number ``begin`` on: which of them cover each place of each axis, as bits.
+    """Draw ``n.rectangles`` from number ``begin`` on: which of them cover each place of each axis, as bits.
 
     Returns:
-        ``(B, K / 63, side)`` int64 for each axis.
+        ``(B, n.rectangles / 63, side)`` int64 for each axis.
     """
     # An axis of n patches has n + 1 cells, the last one for spans that end with the grid; the cells of the axes follow
     # each other, and those of the next 63 rectangles follow these. Below, a column for each rectangle and axis.
@@ -114,10 +114,10 @@ def _first(axes: Sequence[Tensor]) -> Tensor:
     """Return the number of the first rectangle that covers each patch.
 
     Args:
-        axes: which of the K rectangles cover each place of each axis, ``(B, K / 63, side)`` int64 each.
+        axes: which of some rectangles cover each place of each axis, ``(B, rectangles / 63, side)`` int64 each.
 
     Returns:
-        ``(B, patches)`` int32, row-major; K where no rectangle covers the patch.
+        ``(B, patches)`` int32, row-major; their number where no rectangle covers the patch.
     """
     covering = axes[0]
     for axis in axes[1:]:

@@ -47,7 +47,7 @@ def takes(root: object, samples: Samples, settings: Settings) -> bool:
 
 
 def draw(root: int, samples: Samples, settings: Settings) -> MaskPlan:
-    """Draw a batch; see :func:`gmml_aug.sampling.draw`."""
+    """Draw a batch; see :mod:`gmml_aug.sampling`."""
     n, batch, loop = settings.numbers(), samples.number, _loop()
     patches, shares, table = n.patches, _array(settings.shares()), _array(settings.table())
     # Allocated by NumPy, flat, which takes a fraction of the time that views of tensors do.

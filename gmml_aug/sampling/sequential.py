@@ -186,7 +186,7 @@ def takes(root: object, samples: Samples, settings: Settings) -> bool:
 
 
 def draw(root: int, samples: Samples, settings: Settings) -> MaskPlan:
-    """Draw a batch; see :func:`gmml_aug.sampling.draw`."""
+    """Draw a batch; see :mod:`gmml_aug.sampling`."""
     n, batch = settings.numbers(), samples.number
     patches = n.patches
     fills, donors, keys = array("q", [0]) * batch, array("q", [0]) * batch, array("Q", [0]) * batch

@@ -161,7 +161,7 @@ def takes(root: int | Tensor, samples: Samples, settings: Settings) -> bool:
 
 
 def draw(root: int | Tensor, samples: Samples, settings: Settings) -> MaskPlan:
-    """Draw a batch; see :func:`gmml_aug.sampling.draw`."""
+    """Draw a batch; see :mod:`gmml_aug.sampling`."""
     n, shares, plan = settings.numbers(), settings.shares(), samples.empty(settings.grid)
     if not samples.number:
         return plan

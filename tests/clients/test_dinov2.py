@@ -82,6 +82,7 @@ def test_it_is_called_as_dinov2_calls_its_own() -> None:
     assert not generator().any()
     assert not generator(0).any()
     assert generator(num_masking_patches=7).sum() == 7
+    assert MaskGenerator(GroupMask(14, seed=0), (np.uint8(17), np.uint8(17)))(145).shape == (17, 17)  # type: ignore[arg-type]
     mask = generator(100)
     for taken in (torch.BoolTensor(mask), torch.as_tensor(np.asarray(mask)), torch.BoolTensor(np.asarray(mask))):
         assert taken.dtype == torch.bool
