@@ -212,10 +212,12 @@ def kornia_patchmix(images: Tensor) -> Callable[[], Tensor]:
 
 
 def torchvision_erasing(images: Tensor, value: float | str = 0.0, inplace: bool = False) -> Callable[[], object]:
-    """Random erasing of torchvision, image by image: on a batch it would erase the same rectangle in all."""
+    """Random erasing of torchvision, image by image: on a batch it would erase the same rectangle in all; or of one."""
     from torchvision.transforms import v2
 
     erase = v2.RandomErasing(p=1.0, scale=(0.5, 0.5), ratio=(0.5, 2.0), value=value, inplace=inplace)
+    if images.ndim == 3:
+        return lambda: erase(images)
     if inplace:
         return lambda: [erase(image) for image in images]
     return lambda: torch.stack([erase(image) for image in images])

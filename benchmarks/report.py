@@ -40,11 +40,12 @@ UNITS = {
     "masks": ("µs a mask", 1e6),
     "scaling": ("ns a patch", 1e9),
     "transform": ("ms", 1e3),
+    "image": ("µs", 1e6),
     "grids": ("ms", 1e3),
     "busy": ("ms", 1e3),
     "step": ("ms", 1e3),
 }
-BASELINES = {"transform": rows.CLONE, "grids": rows.CLONE, "busy": rows.CLONE, "step": rows.ALONE}
+BASELINES = {"transform": rows.CLONE, "image": rows.CLONE, "grids": rows.CLONE, "busy": rows.CLONE, "step": rows.ALONE}
 # A process on each core, which ends when this one does.
 SPIN = "import os, sys\nwhile os.getppid() == int(sys.argv[1]): pass"
 PARTS = [*UNITS, "quality", "loader"]

@@ -26,7 +26,7 @@ class Row(NamedTuple):
     """One line of a table.
 
     Attributes:
-        group: what is measured: masks, scaling, transform, grids, busy or step.
+        group: what is measured: masks, scaling, transform, image, grids, busy or step.
         case: with which sizes. The rows of one group and case take turns.
         name: whose code, and with which arguments.
         build: returns what is timed. An error says why the row cannot run here.
@@ -215,6 +215,17 @@ def _transform(device: str, gmml: str | None) -> Iterator[Row]:
         for name, make, inplace, _ in own:
             build = functools.partial(_on_images, make, inplace, device, dtype, batch, layout)
             yield Row("transform", f"{size} {case}", name, build)
+    # In the worker of a DataLoader, which has one thread.
+    ours_alone = [f"gmml_aug, {fill}{place}" for fill in ("zeros", "noise") for place in ("", ", in place")]
+    for name, make, inplace, beside in lines:
+        if name in (clone, *ours_alone, erasing, noise, inplace_erasing):
+            build = functools.partial(_on_images, functools.partial(_on_one, make), inplace, device, torch.float32, 1)
+            known = tuple(other for other in beside if other in (erasing, noise, inplace_erasing))
+            yield Row("image", "3 x 224 x 224 float32, one thread", name, build, 1, known, 1)
+
+
+def _on_one(make: Callable[[Tensor], Call], images: Tensor) -> Call:
+    return make(images[0])
 
 
 def _grids(device: str) -> Iterator[Row]:
