@@ -212,10 +212,11 @@ def as_patches(name: str, patches: object, shape: Sequence[int], device: torch.d
 
 def check_writable(images: Tensor) -> None:
     """Refuse images that cannot be written to in place."""
-    leaf = images._base if images._is_view() and not torch.compiler.is_compiling() else images
-    if torch.is_grad_enabled() and leaf is not None and leaf.requires_grad and leaf.is_leaf:
+    compiling = torch.compiler.is_compiling()
+    leaf = images if compiling or images._base is None else images._base
+    if torch.is_grad_enabled() and leaf.requires_grad and leaf.is_leaf:
         raise ValueError("inplace=True cannot write into a leaf that requires gradients; use inplace=False")
-    if torch.compiler.is_compiling():
+    if compiling:
         return  # no order of symbolic strides; torch itself refuses to write into memory that is shared
     reach = 1
     for stride, side in sorted((s, n) for s, n in zip(images.stride(), images.shape, strict=True) if n > 1):
