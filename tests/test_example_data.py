@@ -291,7 +291,10 @@ def test_a_corrupt_image_is_named_counted_and_left_out(
         (["train/0.png", "train/cat/0.png", "test/cat/0.png"], "both images .* and folders"),
         (["train/cat/0.png", "test/dog/0.png"], "but test/ has"),
         (["cat/0.png", "cat/1.png", "dog/0.png"], "has one image of dog; each class needs two"),
-        (["cat/junk0.png", "cat/junk1.png", *(f"dog/{i}.png" for i in range(9))], "none of the images of cat"),
+        (
+            ["cat/junk0.png", "cat/junk1.png", *(f"dog/{i}.png" for i in range(9))],
+            "none of the training images of cat",
+        ),
         (["cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png"], "cannot be split 4 to 1"),
         (["junk.png"], "none of the images can be read"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -101,23 +102,25 @@ def folder(path: Path, image_size: int, device: torch.device, labelled: bool = T
     def classes_in(folders: dict[str, Path]) -> Samples:
         return [(str(p), label) for label, root in enumerate(folders.values()) for p in below(root, left_out)]
 
+    def missing(classes: list[str], labels: Iterable[int]) -> str:
+        there = set(labels)
+        return ", ".join(name for label, name in enumerate(classes) if label not in there)
+
     def of(parts: list[Samples], classes: list[str]) -> Data:
         """Names, sizes and labels tell these files from others."""
-        for part in parts if classes else []:
-            empty = [name for label, name in enumerate(classes) if all(label != its for _, its in part)]
-            if empty:
+        for part in parts:
+            if empty := missing(classes, (label for _, label in part)):
                 raise SystemExit(
-                    f"--data {path} has no image of {', '.join(empty)}; left out: {in_words(left_out)}. It takes "
-                    "images alone, or a folder of images a class"
+                    f"--data {path} has no image of {empty}; left out: {in_words(left_out)}. It takes images alone, or "
+                    "a folder of images a class"
                 )
         files = [
             [(os.path.relpath(name, path), os.path.getsize(name), label) for name, label in part] for part in parts
         ]
         sources = from_files(parts, bool(classes), image_size, device, left_out)
-        for source in sources:
-            for label, name in enumerate(classes):
-                if source.labels is not None and not bool((source.labels == label).any()):
-                    raise SystemExit(f"--data {path}: none of the images of {name} in one of its parts can be read")
+        for source, kind in zip(sources, ("training", "held-out"), strict=False):
+            if source.labels is not None and (unread := missing(classes, source.labels.tolist())):
+                raise SystemExit(f"--data {path}: none of the {kind} images of {unread} can be read")
         data = photographs(path.resolve().name, sources, classes, image_size, files)
         data.left_out, data.sizes = left_out, sizes([Path(name) for part in parts for name, _ in part])
         return data
@@ -135,14 +138,14 @@ def folder(path: Path, image_size: int, device: torch.device, labelled: bool = T
         raise SystemExit(f"--data {path} has no images; left out: {in_words(left_out)}")
     parts = {name.lower(): p for name, p in folders.items() if name.lower() in ("train", "test", "val")}
     if not parts:
-        whole = classes_in(folders)
-        for label, name in enumerate(folders):
-            if sum(label == its for _, its in whole) == 1:
-                raise SystemExit(
-                    f"--data {path} has one image of {name}; each class needs two, of which one is held out; or give "
-                    "train/ and test/ apart"
-                )
-        return of([[whole[i] for i in part] for part in split([its for _, its in whole], path)], list(folders))
+        whole, classes = classes_in(folders), list(folders)
+        labels = [label for _, label in whole]
+        if single := ", ".join(classes[label] for label, number in Counter(labels).items() if number == 1):
+            raise SystemExit(
+                f"--data {path} has one image of {single}; each class needs two, of which one is held out; or give "
+                "train/ and test/ apart"
+            )
+        return of([[whole[i] for i in part] for part in split(labels, path)], classes)
     held_out_part = parts.get("test") or parts.get("val")
     if "train" not in parts or held_out_part is None:
         raise SystemExit(
