@@ -208,8 +208,11 @@ class GroupMask(State):
             TypeError, ValueError: as :meth:`forward`.
         """
         if isinstance(images_or_shape, Sequence) and all(map(is_int, images_or_shape)):
-            inputs.check_dimensions(images_or_shape, len(self.patch_size))
-            images_or_shape = torch.empty((), device=_CPU).expand(*images_or_shape)
+            axes = len(self.patch_size)
+            inputs.check_dimensions(images_or_shape, axes)
+            # NumPy's integers would overflow, and equal plain ones in a cache; the compiler's have no number.
+            shape = [n if type(n) is int or isinstance(n, torch.SymInt) else int(n) for n in images_or_shape]
+            return self._draw(shape[: -axes - 1][:1], shape, _CPU, index, valid, mask)
         batch, single = inputs.as_batch(images_or_shape, len(self.patch_size))
         plan = self._draw(() if single else batch.shape[:1], batch.shape, batch.device, index, valid, mask)
         return plan if plan.mask.device == batch.device else plan.to(batch.device)
