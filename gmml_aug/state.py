@@ -52,7 +52,7 @@ class State(nn.Module):
     def _share(self, ratio: tuple[float, float], p: float) -> None:
         with torch.inference_mode(False):
             shares = torch.tensor([*ratio, p], dtype=torch.float64, device="cpu")
-        self.__dict__.update(_ratio=ratio, _p=p, _shares=shares)  # Module's own way doubles the time of setting a ratio
+        self.__dict__.update(_ratio=ratio, _p=p, _shares=shares)  # by Module's own way 9 us instead of 5
 
     def __getstate__(self) -> dict[str, Any]:
         # A pickle may be opened in a DataLoader worker, which cannot ask for its rank. The counter goes as a number: as

@@ -61,25 +61,25 @@ def state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tenso
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Any]:
+def _reading(path: Path) -> Iterator[Any]:
     """Open a safetensors file; end here if it was cut off or is none."""
     try:
         with safe_open(path, "pt") as file:
             yield file
     except SafetensorError as error:
-        raise SystemExit(f"{path} cannot be read ({error}): copy it again, or delete it and make it anew") from None
+        raise SystemExit(f"{path} cannot be read, perhaps cut off. Delete it, or copy it again ({error})") from None
 
 
 def about(path: Path) -> dict[str, Any]:
     """Return what ``save_tensors`` noted in a file's header."""
-    with opened(path) as file:
+    with _reading(path) as file:
         noted: dict[str, Any] = json.loads(file.metadata()["about"])
     return noted
 
 
 def tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
     """Return a file's tensors whose names begin with ``prefix``, without it."""
-    with opened(path) as file:
+    with _reading(path) as file:
         names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (no dict)
         return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
 

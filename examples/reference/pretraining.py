@@ -104,8 +104,8 @@ def take_run(output: Path, config: Config, compared: bool, lock: runs.Lock, size
     # Weights and Adam's two moments, twice while one checkpoint replaces another; pictures and text.
     need = 2 * 3 * size + 10**7 - (checkpoint.stat().st_size if checkpoint.exists() else 0)
     refusal = check_run(output, config, compared)
-    if not refusal and (why_not := runs.obstacle(output, need)):
-        refusal = f"{why_not} Or give another --output than {output}."
+    if not refusal and (why := runs.obstacle(output, need)):
+        refusal = f"{why} Or give another --output than {output}."
     if refusal:
         return 1, refusal
     output.mkdir(parents=True, exist_ok=True)

@@ -179,8 +179,8 @@ def obstacle(folder: Path, need: int) -> str:
 
 def check_writable(folder: Path) -> None:
     """End here if what a script is about to make could not be written to a folder."""
-    if why_not := obstacle(folder, 10**7):
-        raise SystemExit(why_not)
+    if why := obstacle(folder, 10**7):
+        raise SystemExit(why)
 
 
 def megabytes(count: int) -> str:

@@ -49,7 +49,7 @@ def write(images: Tensor, plan: MaskPlan, fills: Sequence[Fill], donors: Tensor 
     """
     tensors = (images,) if donors is None else (images, donors)
     traced = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    if not torch.compiler.is_compiling():  # which refuses forward mode and vmap, and negates no view
+    if not torch.compiler.is_compiling():  # which has no forward mode, vmap or negated views
         traced = (
             traced or transformed() or any(t.is_neg() or forward_ad.unpack_dual(t).tangent is not None for t in tensors)
         )

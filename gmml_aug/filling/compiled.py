@@ -299,7 +299,8 @@ def write(
     each = Merged._make(t.numpy() for t in (m.kind, m.value.view(bits), m.source.view(-1), m.key))
 
     if inplace and any(operation.kind == COPY for operation in operations):
-        copied = (mask & (m.kind == COPY).view(-1, *(1,) * (mask.ndim - 1))).reshape(-1)  # of any strides
+        copies = (m.kind == COPY).view(-1, *(1,) * (mask.ndim - 1))
+        copied = (mask & copies).reshape(-1)  # a mask may have any strides
         to, origin = np.empty(2 * patches, np.int64), np.empty(2 * patches, np.int64)
         moves = loops.arrange(each.source, copied.numpy(), np.zeros(patches, np.int64), to, origin)
 
